@@ -1,0 +1,111 @@
+"""The command line: a table of commands, each imported only when it runs, and one-line errors.
+
+`fit` and `validate` are Lightning's own command line with a few keys added; the other commands are the plain
+functions of lm.commands, whose signatures and docstrings jsonargparse turns into options and help.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+
+COMMANDS = {
+    "fit": "train a model: text, tokenizer, tokens, training, validation and a story, in one go",
+    "validate": "validation loss of a run's best checkpoint (of the newest run, without further words)",
+    "generate": "write text with a run's best checkpoint (of the newest run, without further words)",
+    "prepare": "make the text, the tokenizer and the token files of a source, without training",
+    "train-tokenizer": "train a byte-level BPE tokenizer on a text file",
+    "encode": "turn a text file into a file of token ids",
+}
+PACKAGE = Path(__file__).parent
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0, 2 for a user's mistake, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if arguments else USAGE_ERROR
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"error: there is no command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
+        return USAGE_ERROR
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("lm").setLevel(logging.INFO)
+    try:
+        return run_lightning(command, rest) if command in ("fit", "validate") else run_tool(command, rest)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left, as `| head` does
+        return 0
+    except (ValueError, OSError, argparse.ArgumentError) as error:
+        if not _is_users_mistake(error):
+            raise
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: python -m lm COMMAND [OPTIONS]",
+            "",
+            "A small language model's whole life, from raw text to stories.",
+            "",
+            *lines,
+            "",
+            "python -m lm COMMAND --help explains a command's options.",
+            "First run: python -m lm fit --config configs/quickstart.yaml",
+        ]
+    )
+
+
+def _is_users_mistake(error: BaseException) -> bool:
+    """Whether our code or the option parser raised the error on purpose; anything else is a bug, shown in full."""
+    if os.environ.get("LM_TRACEBACK"):
+        return False
+    origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+    return isinstance(error, argparse.ArgumentError) or PACKAGE in origin.parents
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return "; ".join(lines) if lines else type(error).__name__
+
+
+def run_tool(command: str, arguments: list[str]) -> int:
+    """Parse a command's options from the function's signature, and call it."""
+    from jsonargparse import ArgumentParser
+
+    function = getattr(importlib.import_module("lm.commands"), command.replace("-", "_"))
+    parser = ArgumentParser(prog=f"python -m lm {command}", description=COMMANDS[command], exit_on_error=False)
+    many = {"generate": "prompts"}.get(command)
+    if many:
+        parser.add_argument(many, nargs="*", type=str, default=[], help="texts to continue; none: a new document")
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={many} if many else set())
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    options = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
+    options.pop("config", None)
+    function(**options)
+    return 0
+
+
+def run_lightning(command: str, arguments: list[str]) -> int:
+    """`fit` or `validate`, through LightningCLI."""
+    from lm.training.lightning_cli import run
+
+    return run(command, arguments)

@@ -1,0 +1,148 @@
+"""The commands that are plain functions; their signatures are their options (see cli.py)."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from lm.tokenizer import END_OF_TEXT
+
+
+def generate(
+    prompts: list[str],
+    run: Path | None = None,
+    max_new_tokens: int = 256,
+    temperature: float = 0.8,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+) -> None:
+    """Continue prompts, or write new documents, streaming to the terminal.
+
+    Args:
+        prompts: texts to continue; none writes a new document.
+        run: run folder or checkpoint file; by default the newest run's best checkpoint.
+        max_new_tokens: most tokens to write for each prompt.
+        temperature: below 1 plays safe, above 1 takes risks; 0 always takes the likeliest token.
+        top_k: sample among the k likeliest tokens only.
+        top_p: sample among the fewest tokens that hold this share of the probability.
+        seed: repeats the same text; by default every call differs.
+        device: where to run; auto takes a GPU where there is one.
+    """
+    import torch
+
+    from lm.generation import SamplingConfig, stream_text
+    from lm.training.runs import find_run
+
+    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    found = find_run(run)
+    print(f"generating with {found.checkpoint}", file=sys.stderr)
+    tokenizer = found.load_tokenizer()
+    where = _device(device)
+    model = found.load_model(where)
+    prompts = prompts or [""]
+    with torch.autocast(where, torch.bfloat16, enabled=where == "cuda"):
+        pieces = stream_text(model, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+        if len(prompts) == 1:
+            print(prompts[0], end="", flush=True)
+            for _, piece in pieces:
+                print(piece, end="", flush=True)
+            print()
+            return
+        texts = list(prompts)
+        for row, piece in pieces:
+            texts[row] += piece
+    print(f"\n{END_OF_TEXT}\n".join(text.strip() for text in texts))
+
+
+def prepare(
+    source: Literal["stories", "tinystories", "openwebtext", "text"] = "stories",
+    train_text: Path | None = None,
+    valid_text: Path | None = None,
+    vocab_size: int = 10_000,
+    tokenizer: Path | None = None,
+    data_dir: Path = Path("data"),
+    tokenizers_dir: Path = Path("tokenizers"),
+    workers: int | None = None,
+) -> None:
+    """Make what `fit` needs, without training: the text, the tokenizer and the token files.
+
+    Args:
+        source: stories (embedded generator), tinystories or openwebtext (downloaded), or text (your files).
+        train_text: UTF-8 training text for source text; documents separated by lines <|endoftext|>.
+        valid_text: UTF-8 validation text for source text.
+        vocab_size: ids of a newly trained tokenizer.
+        tokenizer: folder of a tokenizer to use, trained there first if the folder is missing.
+        data_dir: folder for text and token files.
+        tokenizers_dir: folder for trained tokenizers.
+        workers: processes for counting and encoding; by default one a core.
+    """
+    from lm.data import TokenFiles
+    from lm.data import prepare as prepare_data
+
+    prepared = prepare_data(source, train_text, valid_text, vocab_size, tokenizer, data_dir, tokenizers_dir, workers)
+    meta = TokenFiles(prepared.tokens).meta
+    print(f"tokenizer: {prepared.tokenizer} ({meta.vocab_size:,} ids)")
+    for name, split in (("train", meta.train), ("valid", meta.valid)):
+        line = f"{name}: {prepared.tokens / name}.npy ({split.tokens:,} tokens, {split.bytes_per_token:.3f} bytes each)"
+        if split.irreducible is not None:
+            line += f", irreducible loss {split.irreducible:.4f} nats per token"
+        print(line)
+
+
+def train_tokenizer(
+    text: Path,
+    output: Path,
+    vocab_size: int = 10_000,
+    special_tokens: list[str] | None = None,
+    workers: int | None = None,
+) -> None:
+    """Train a byte-level BPE tokenizer and save vocab.json and merges.txt.
+
+    Args:
+        text: UTF-8 text; documents separated by lines <|endoftext|>.
+        output: folder to write, for example tokenizers/mine; it must not hold a tokenizer yet.
+        vocab_size: 256 bytes, the special tokens and the merges together.
+        special_tokens: tokens that split the text and never merge; by default <|endoftext|>.
+        workers: processes for counting; by default one a core.
+    """
+    from lm.tokenizer import Tokenizer, train_bpe
+
+    if (output / "vocab.json").exists():
+        raise FileExistsError(f"{output} already holds a tokenizer; name another folder, or delete it first")
+    specials = special_tokens or [END_OF_TEXT]
+    vocab, merges = train_bpe(text, vocab_size, specials, num_workers=workers, progress=True)
+    Tokenizer(vocab, merges, specials).save(output)
+    longest = max(vocab.values(), key=len)
+    print(f"{output}: {len(vocab):,} tokens, {len(merges):,} merges, longest {longest.decode(errors='replace')!r}")
+
+
+def encode(tokenizer: Path, text: Path, output: Path, workers: int | None = None) -> None:
+    """Turn a text file into a .npy file of token ids (uint16 up to 65,536 ids, else uint32).
+
+    Args:
+        tokenizer: folder with vocab.json and merges.txt.
+        text: UTF-8 text.
+        output: the .npy file to write.
+        workers: processes; by default one a core.
+    """
+    from lm.data.encode import encode_file
+    from lm.tokenizer import Tokenizer
+
+    if output.suffix != ".npy":
+        raise ValueError(f"the output {output} must end in .npy")
+    encoded = encode_file(Tokenizer.from_folder(tokenizer), text, output, num_workers=workers, progress=True)
+    ratio = encoded.bytes / encoded.tokens
+    print(f"{output}: {encoded.tokens:,} tokens, {encoded.documents:,} documents, {ratio:.3f} bytes per token")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        if name == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no CUDA device; use --device cpu or auto")
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

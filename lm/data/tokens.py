@@ -1,0 +1,115 @@
+"""Token files: `train.npy` and `valid.npy`, memory-mapped, with `meta.json` beside them."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Split = Literal["train", "valid"]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class SplitMeta:
+    """What one token file holds. `nats` is the exact -ln p of its text where the source knows it."""
+
+    tokens: int
+    bytes: int
+    documents: int
+    source_sha256: str
+    nats: float | None = None
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.bytes / self.tokens
+
+    @property
+    def irreducible(self) -> float | None:
+        """The loss of a perfect model on this text, in nats per token; None where it is not known."""
+        return None if self.nats is None else self.nats / self.tokens
+
+    def bits_per_byte(self, nats_per_token: float) -> float:
+        """A loss in nats per token, in bits per byte of text: independent of the tokenizer."""
+        return nats_per_token / math.log(2) / self.bytes_per_token
+
+
+@dataclass(frozen=True)
+class TokenMeta:
+    """Contents of `meta.json`."""
+
+    name: str
+    tokenizer: str
+    tokenizer_digest: str
+    vocab_size: int
+    train: SplitMeta
+    valid: SplitMeta
+    format: int = FORMAT
+
+    def save(self, folder: Path) -> None:
+        temporary = folder / "meta.json.tmp"
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / "meta.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> "TokenMeta":
+        """Raises FileNotFoundError without the file, ValueError where it is not what `save` writes."""
+        path = folder / "meta.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"no token files in {folder}: meta.json is missing; run `python -m lm prepare`")
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            if fields["format"] != FORMAT:
+                raise ValueError(f"format {fields['format']}, this version reads {FORMAT}")
+            return cls(**{**fields, "train": SplitMeta(**fields["train"]), "valid": SplitMeta(**fields["valid"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); delete the folder and run again") from None
+
+
+class TokenFiles:
+    """A folder of prepared tokens.
+
+    Args:
+        folder: holds `train.npy`, `valid.npy` and `meta.json`.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is damaged or disagrees with `meta.json`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta = TokenMeta.load(folder)
+        self.train = self._open("train")
+        self.valid = self._open("valid")
+
+    def _open(self, split: Split) -> npt.NDArray[np.unsignedinteger]:
+        path = self.folder / f"{split}.npy"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; delete {self.folder} and run again")
+        try:
+            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise ValueError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
+        expected: SplitMeta = getattr(self.meta, split)
+        if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or len(tokens) != expected.tokens:
+            raise ValueError(
+                f"{path} holds {tokens.dtype} of shape {tokens.shape}, meta.json says {expected.tokens} tokens; "
+                f"delete {self.folder} and run again"
+            )
+        return tokens
+
+    def check_ids(self, vocab_size: int) -> None:
+        """Raises ValueError where a token id does not fit a model of `vocab_size` ids (reads both files once)."""
+        for split in ("train", "valid"):
+            tokens = getattr(self, split)
+            largest = max((int(tokens[i : i + (1 << 24)].max()) for i in range(0, len(tokens), 1 << 24)), default=0)
+            if largest >= vocab_size:
+                raise ValueError(
+                    f"{self.folder / split}.npy holds token id {largest}, the model's vocabulary ends at "
+                    f"{vocab_size - 1}; set model.net.vocab_size to at least {largest + 1}"
+                )

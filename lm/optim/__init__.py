@@ -1,0 +1,8 @@
+"""Hand-written optimizers, learning-rate schedule and gradient clipping; equal to torch's own by test."""
+
+from lm.optim.adamw import AdamW, adamw_update, parameter_groups
+from lm.optim.clip import gradient_clipping
+from lm.optim.schedule import get_lr_cosine_schedule
+from lm.optim.sgd import SGD
+
+__all__ = ["SGD", "AdamW", "adamw_update", "get_lr_cosine_schedule", "gradient_clipping", "parameter_groups"]

@@ -1,0 +1,99 @@
+"""What a run leaves behind besides its curves: a validation at the very end, sample stories, the run's record."""
+
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lm import __version__
+from lm.generation import SamplingConfig, generate_text
+from lm.tokenizer import END_OF_TEXT
+from lm.training.metrics import Metrics, language_model, loss_metrics
+
+
+class ValidateAtEnd(Callback):
+    """Makes the last step a validation step, whatever the interval."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches:
+            trainer.val_check_batch = batch_idx + 1
+
+
+class Samples(Callback):
+    """Writes a story at every validation, to TensorBoard's text tab; `latest` holds the newest."""
+
+    def __init__(self, max_new_tokens: int = 192, seed: int = 0) -> None:
+        self.max_new_tokens = max_new_tokens
+        self.seed = seed
+        self.latest: str | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = language_model(pl_module).data
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or data is None:
+            return
+        tokenizer = data.load_tokenizer()
+        with trainer.precision_plugin.forward_context():
+            self.latest = generate_text(
+                language_model(pl_module).net,
+                tokenizer,
+                [END_OF_TEXT],
+                max_new_tokens=self.max_new_tokens,
+                sampling=SamplingConfig(temperature=0.8),
+                seed=self.seed,
+            )[0].strip()
+        for logger in trainer.loggers:
+            if (writer := getattr(logger, "experiment", None)) is not None and hasattr(writer, "add_text"):
+                writer.add_text("sample", self.latest.replace("\n", "  \n"), trainer.global_step)
+
+
+class RunRecord(Callback):
+    """Keeps in the run folder what is needed to use the run later: the tokenizer, and run.json with its facts."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.facts: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data = language_model(pl_module).data
+        if not trainer.is_global_zero or trainer.log_dir is None or data is None:
+            return
+        folder = Path(trainer.log_dir)
+        data.load_tokenizer().save(folder / "tokenizer")
+        device = trainer.strategy.root_device
+        self.facts = {
+            "command": ["python", "-m", "lm", *sys.argv[1:]],
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
+            "devices": trainer.world_size,
+            "cpu_cores": os.cpu_count(),
+            "precision": str(trainer.precision),
+            "lm": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "parameters": sum(p.numel() for p in pl_module.parameters()),
+            "tokens_folder": str(data.files.folder),
+        }
+        self.write(folder)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not self.facts or trainer.log_dir is None:
+            return
+        module = language_model(pl_module)
+        assert module.data is not None
+        self.facts["step"] = trainer.global_step
+        self.facts["training_seconds"] = round(self.metrics.elapsed(), 1)
+        self.facts["tokens_seen"] = self.metrics.tokens
+        self.facts["result"] = loss_metrics("val", module.valid_loss, module.data.valid_meta)
+        self.write(Path(trainer.log_dir))
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / "run.json.tmp"
+        temporary.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, folder / "run.json")

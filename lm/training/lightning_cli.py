@@ -1,0 +1,180 @@
+"""`fit` and `validate`: LightningCLI with our model, data, callbacks and a few keys of our own."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerStatus
+
+from lm.data.datamodule import TokenDataModule
+from lm.training.callbacks import RunRecord, Samples, ValidateAtEnd
+from lm.training.metrics import Metrics, loss_metrics
+from lm.training.module import LanguageModel
+from lm.training.progress import StepProgress
+from lm.training.runs import LOGS, find_run
+
+TERMINATED = 143
+INTERRUPTED = 130
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run `fit` or `validate` with the given options; returns the exit code."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    torch.set_float32_matmul_precision("high")
+    if command == "validate" and not {"-h", "--help", "--print_config"} & set(arguments):
+        arguments = _with_run(arguments)
+    sys.argv[1:] = [command, *arguments]  # Lightning starts further processes of a machine with these
+    try:
+        trainer = LMCommandLine(command).trainer
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    if trainer.received_sigterm:
+        return TERMINATED
+    return INTERRUPTED if trainer.state.status == TrainerStatus.INTERRUPTED else 0
+
+
+def _with_run(arguments: list[str]) -> list[str]:
+    """`validate` without a configuration or checkpoint takes those of a run: the newest, or the one --run names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--run", type=Path)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--ckpt_path", type=Path)
+    known, rest = parser.parse_known_args(arguments)
+    found = find_run(known.ckpt_path or known.run)
+    print(f"validating {found.checkpoint}")
+    configs = known.config or [str(found.config)]
+    chosen = [part for config in configs for part in ("--config", config)]
+    return [*chosen, *rest, "--ckpt_path", str(found.checkpoint)]
+
+
+def _validation_interval(eval_every: int, accumulate_grad_batches: int) -> int:
+    """Lightning counts micro-batches between validations; users count optimizer steps."""
+    return eval_every * accumulate_grad_batches
+
+
+class LMCommandLine(LightningCLI):
+    """Adds eval_every and checkpoint_every (optimizer steps), links keys that must agree, and sets the callbacks."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(
+            LanguageModel,
+            TokenDataModule,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            trainer_defaults={
+                "max_steps": 1000,
+                "max_epochs": -1,
+                "check_val_every_n_epoch": None,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={
+                "exit_on_error": False,
+                **{name: {"exit_on_error": False} for name in self.subcommands()},
+            },
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--eval_every", type=int, default=250, help="optimizer steps between validations")
+        parser.add_argument("--checkpoint_every", type=int, default=250, help="optimizer steps between last.ckpt's")
+        parser.link_arguments("model.net.vocab_size", "data.vocab_size")
+        parser.link_arguments("model.net.context_length", "data.context_length")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments(
+            ("eval_every", "trainer.accumulate_grad_batches"),
+            "trainer.val_check_interval",
+            _validation_interval,
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config[str(self.subcommand)]
+        for name in ("eval_every", "checkpoint_every"):
+            if config[name] < 1:
+                raise ValueError(f"{name} is {config[name]}, it must be at least 1 optimizer step")
+        metrics = Metrics()
+        callbacks: list[Callback] = [metrics, StepProgress(metrics)]
+        if self.subcommand == "fit":
+            self.samples = Samples()
+            callbacks += [
+                ValidateAtEnd(),
+                self.samples,
+                RunRecord(metrics),
+                *_checkpoints(config["checkpoint_every"]),
+            ]
+        self.metrics = metrics
+        config_init = self.config_init[str(self.subcommand)]["trainer"]
+        if config_init.get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(".", name=str(LOGS)) if self.subcommand == "fit" else False
+        return super().instantiate_trainer(callbacks=[*(config_init.get("callbacks") or []), *callbacks], **kwargs)
+
+    def fit(self, **kwargs: Any) -> None:
+        self.trainer.fit(**kwargs, weights_only=True)
+
+    def validate(self, **kwargs: Any) -> None:
+        self.trainer.validate(**kwargs, weights_only=True, verbose=False)
+
+    def after_fit(self) -> None:
+        trainer = self.trainer
+        if not trainer.is_global_zero or trainer.state.status != TrainerStatus.FINISHED:
+            return
+        if self.samples.latest:
+            print(f"\nA story of this model:\n\n{self.samples.latest}\n")
+        print(f"{self._loss_line()}; {self.metrics.elapsed():.0f} s of training, {self.metrics.tokens:,} tokens")
+        if trainer.log_dir is not None:
+            print(f"run folder:  {trainer.log_dir}")
+            print(f"curves:      tensorboard --logdir {LOGS}")
+            print('more text:   python -m lm generate "Once upon a time"')
+
+    def after_validate(self) -> None:
+        if self.trainer.is_global_zero:
+            print(self._loss_line())
+
+    def _loss_line(self) -> str:
+        meta = self.datamodule.valid_meta
+        figures = loss_metrics("val", self.model.valid_loss, meta)
+        line = (
+            f"validation loss {figures['val/loss']:.4f} nats per token, perplexity {figures['val/perplexity']:.2f}, "
+            f"{figures['val/bits_per_byte']:.4f} bits per byte"
+        )
+        if meta.irreducible is not None:
+            gap = figures["val/loss"] - meta.irreducible
+            line += (
+                f"; a perfect model of this text: {meta.irreducible:.4f} nats per token, "
+                f"{meta.bits_per_byte(meta.irreducible):.4f} bits per byte (gap {gap:.4f} nats)"
+            )
+        return line
+
+
+def _checkpoints(every: int) -> list[Callback]:
+    """best.ckpt by validation loss, and last.ckpt every so many steps and when training is cut off."""
+    best = ModelCheckpoint(
+        filename="best",
+        monitor="val/loss",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        filename="last",
+        every_n_train_steps=every,
+        enable_version_counter=False,
+        save_on_exception=True,
+    )
+    return [best, last]

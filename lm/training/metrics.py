@@ -1,0 +1,132 @@
+"""Losses, rates and utilisation, against steps and against seconds of training."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lm.accounting import model_flop_utilisation, peak_flops
+from lm.data.tokens import SplitMeta
+from lm.training.module import LanguageModel
+
+LARGEST_EXPONENT = 20.0  # perplexities are shown up to e^20
+
+
+def language_model(module: LightningModule) -> LanguageModel:
+    """The module as ours: these callbacks serve LanguageModel only."""
+    assert isinstance(module, LanguageModel)
+    return module
+
+
+def loss_metrics(prefix: str, loss: float, meta: SplitMeta) -> dict[str, float]:
+    """A loss in nats per token with its perplexity and bits per byte, and the perfect loss where it is known."""
+    metrics = {
+        f"{prefix}/loss": loss,
+        f"{prefix}/perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
+        f"{prefix}/bits_per_byte": meta.bits_per_byte(loss),
+    }
+    if meta.irreducible is not None:
+        metrics[f"{prefix}/irreducible_loss"] = meta.irreducible
+    return metrics
+
+
+class Metrics(Callback):
+    """Logs losses, rates and utilisation against steps, and losses against seconds of training.
+
+    The clock counts active training only: not validation, not the time between a stop and its resume. It is saved
+    in checkpoints, and so are the tokens seen. `latest` holds the newest figures for the progress bar.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.tokens = 0
+        self.latest: dict[str, float] = {}
+        self._running_since: float | None = None
+        self._last = (0.0, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.elapsed(), "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.tokens = state_dict["seconds"], state_dict["tokens"]
+
+    def elapsed(self) -> float:
+        """Seconds of active training so far."""
+        running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+        return self.seconds + running
+
+    def _start(self) -> None:
+        self._running_since = time.perf_counter()
+
+    def _stop(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds = self.elapsed()
+        self._running_since = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start()
+        self._last = (self.seconds, self.tokens)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._running_since is not None:
+            self._stop()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module = language_model(pl_module)
+        self.tokens += batch[1].numel() * trainer.world_size
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step % trainer.log_every_n_steps:
+            return
+        loss = module.pop_train_loss()
+        now = (self.elapsed(), self.tokens)
+        tokens_per_second = (now[1] - self._last[1]) / max(now[0] - self._last[0], 1e-9)
+        self._last = now
+        self.latest |= {"loss": loss, "tokens/s": tokens_per_second}
+        metrics = {
+            "train/gradient_norm": float(module.gradient_norm),
+            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/tokens_per_second": tokens_per_second,
+            "train/tokens_seen": self.tokens,
+        }
+        if module.data is not None:
+            metrics |= loss_metrics("train", loss, module.data.files.meta.train)
+        if (peak := device_peak(trainer)) is not None:
+            share = model_flop_utilisation(tokens_per_second / trainer.world_size, module.config, peak)
+            metrics["train/model_flop_utilisation"] = share
+        _log(trainer, metrics, trainer.global_step)
+        _log(trainer, {"train/loss_vs_seconds": loss}, round(now[0]))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = language_model(pl_module)
+        if module.data is not None and not trainer.sanity_checking:
+            self.latest["val loss"] = module.valid_loss
+            metrics = loss_metrics("val", module.valid_loss, module.data.valid_meta)
+            _log(trainer, metrics, trainer.global_step)
+            if trainer.training or self.seconds:
+                _log(trainer, {"val/loss_vs_seconds": module.valid_loss}, round(self.elapsed()))
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._start()
+
+
+def _log(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=step)
+
+
+def device_peak(trainer: Trainer) -> float | None:
+    """Vendor's peak FLOP/s of one device at the run's precision; None where it is not known."""
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return None
+    if "bf16" in str(trainer.precision):
+        precision = "bfloat16"
+    else:
+        precision = "float32" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return peak_flops(torch.cuda.get_device_name(device), precision)

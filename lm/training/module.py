@@ -1,0 +1,188 @@
+"""The LightningModule: model, loss, optimizer and schedule. Logging lives in `callbacks`, comparison in `resume`.
+
+Shape letters: B batch, T time, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from lm.data.datamodule import TokenDataModule
+from lm.model import ModelConfig, TransformerLM, cross_entropy_loss
+from lm.optim import AdamW, get_lr_cosine_schedule, gradient_clipping, parameter_groups
+from lm.training.resume import check_resume, run_identity
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its schedule and clipping.
+
+    Args:
+        max_learning_rate: peak of the schedule, reached after the warmup.
+        min_learning_rate: end of the cosine.
+        warmup_iters: optimizer steps of linear warmup.
+        cosine_cycle_iters: step at which the cosine ends; by default trainer.max_steps.
+        betas: decay of the first and second moment.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled decay of matrices and embeddings; norms are not decayed.
+        max_l2_norm: gradients are scaled down to this global norm.
+    """
+
+    max_learning_rate: float = 1e-3
+    min_learning_rate: float = 1e-4
+    warmup_iters: int = 100
+    cosine_cycle_iters: int | None = None
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    max_l2_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_learning_rate <= self.max_learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} must lie between 0 and max_learning_rate "
+                f"{self.max_learning_rate}"
+            )
+        if self.warmup_iters < 0:
+            raise ValueError(f"warmup_iters is {self.warmup_iters}, it must be at least 0")
+        if self.max_l2_norm <= 0:
+            raise ValueError(f"max_l2_norm is {self.max_l2_norm}, it must be above 0")
+
+
+class LanguageModel(LightningModule):
+    """A TransformerLM in training.
+
+    Args:
+        net: the model's shape.
+        optimizer: AdamW, schedule and clipping.
+        compile: compile the model with torch.compile; by default on CUDA only.
+    """
+
+    def __init__(
+        self,
+        net: ModelConfig = ModelConfig(),  # noqa: B008
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        compile: bool | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = net
+        self.optimizer_config = optimizer
+        self.compile_net = compile
+        self.net = TransformerLM(net)
+        self.gradient_norm = torch.tensor(float("nan"))
+        self.train_loss_sum = torch.tensor(0.0)
+        self.train_loss_count = 0
+        self.valid_loss = float("nan")
+        self._valid_sum = torch.tensor(0.0)
+        self._valid_count = 0
+        self._loss = cross_entropy_loss
+
+    def setup(self, stage: str) -> None:
+        """Check the data against the model, and compile if asked to."""
+        data = self.data
+        if data is not None:
+            if data.files.meta.vocab_size > self.config.vocab_size:
+                raise ValueError(
+                    f"the tokens use {data.files.meta.vocab_size} ids, the model has {self.config.vocab_size}; "
+                    f"set model.net.vocab_size to at least {data.files.meta.vocab_size}"
+                )
+            if data.context_length > self.config.context_length:
+                raise ValueError(
+                    f"data.context_length {data.context_length} exceeds the model's {self.config.context_length}; "
+                    f"raise model.net.context_length"
+                )
+        on_cuda = self.trainer.strategy.root_device.type == "cuda"
+        if self.compile_net if self.compile_net is not None else on_cuda:
+            self.net.compile()
+            self._loss = torch.compile(cross_entropy_loss)
+
+    @property
+    def data(self) -> TokenDataModule | None:
+        """The data module of this run, if it is ours."""
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, TokenDataModule) else None
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs_BT, targets_BT = batch
+        return self._loss(self.net(inputs_BT), targets_BT)
+
+    def on_train_start(self) -> None:
+        """The restored optimizer holds the checkpoint's hyperparameters; the command's take their place."""
+        config = self.optimizer_config
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, AdamW)
+        for group in optimizer.param_groups:
+            group.update(betas=config.betas, eps=config.eps)
+            if group["weight_decay"]:
+                group["weight_decay"] = config.weight_decay
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Learning rate and dropout are pure functions of the step, so that a resumed run repeats them."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, AdamW)
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.global_step)
+        if self.config.dropout and self.data is not None:
+            stream = np.random.SeedSequence([self.data.seed, batch_idx, self.global_rank])
+            torch.manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of optimizer step `step` (from 0): the schedule's value after that step."""
+        config = self.optimizer_config
+        return get_lr_cosine_schedule(
+            step + 1,
+            config.max_learning_rate,
+            config.min_learning_rate,
+            config.warmup_iters,
+            config.cosine_cycle_iters or self.trainer.max_steps,
+        )
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.train_loss_sum = self.train_loss_sum.to(loss.device) + loss.detach()
+        self.train_loss_count += 1
+        return loss
+
+    def pop_train_loss(self) -> float:
+        """Mean training loss since the last call, over all processes."""
+        mean = self.trainer.strategy.reduce(self.train_loss_sum / self.train_loss_count, reduce_op="mean")
+        self.train_loss_sum = torch.zeros_like(self.train_loss_sum)
+        self.train_loss_count = 0
+        return float(mean)
+
+    def on_validation_epoch_start(self) -> None:
+        precise = torch.float32 if self.device.type == "mps" else torch.float64
+        self._valid_sum = torch.zeros((), dtype=precise, device=self.device)
+        self._valid_count = 0
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if count := batch[1].numel():
+            self._valid_sum += self.loss(batch).to(self._valid_sum.dtype) * count
+            self._valid_count += count
+
+    def on_validation_epoch_end(self) -> None:
+        count = torch.tensor(self._valid_count, dtype=self._valid_sum.dtype, device=self.device)
+        total, count = (self.trainer.strategy.reduce(x, reduce_op="sum") for x in (self._valid_sum, count))
+        assert isinstance(total, Tensor)
+        self.valid_loss = float(total / count)
+        self.log("val/loss", self.valid_loss, logger=False, sync_dist=True)
+
+    def configure_optimizers(self) -> AdamW:
+        config = self.optimizer_config
+        if self.trainer.max_steps < 1:
+            raise ValueError(f"trainer.max_steps is {self.trainer.max_steps}; set it to at least 1")
+        groups = parameter_groups(self.net.named_parameters(), config.weight_decay)
+        return AdamW(groups, lr=config.max_learning_rate, betas=config.betas, eps=config.eps)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self.gradient_norm = gradient_clipping(self.net.parameters(), self.optimizer_config.max_l2_norm)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lm"] = run_identity(self, self.data)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_resume(checkpoint, run_identity(self, self.data), training=bool(self.trainer.training))

@@ -1,0 +1,71 @@
+"""What a checkpoint remembers of its run, and what a later command may change.
+
+Own primitives under `checkpoint["lm"]` instead of Lightning's hyperparameters, which would override the command
+line without a word.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from lm import __version__
+
+if TYPE_CHECKING:
+    from lm.data.datamodule import TokenDataModule
+    from lm.training.module import LanguageModel
+
+log = logging.getLogger("lm")
+
+FORMAT = 1
+CHANGEABLE = ("net.dropout", "net.attention")  # these change neither the weights' shapes nor their meaning
+
+
+def run_identity(module: "LanguageModel", data: "TokenDataModule | None") -> dict[str, Any]:
+    """Primitives that say which run this is: the model, the optimizer, the data and the length."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "net": asdict(module.config),
+        "optimizer": asdict(module.optimizer_config),
+        "data": data.identity() if data is not None else {},
+        "max_steps": module.trainer.max_steps,
+    }
+
+
+def check_resume(checkpoint: Mapping[str, Any], now: Mapping[str, Any], training: bool) -> None:
+    """Compare a checkpoint with the run that loads it; report what the command changes.
+
+    Args:
+        checkpoint: what Lightning loaded.
+        now: `run_identity` of this command.
+        training: True when training goes on, False when only the weights are used.
+
+    Raises:
+        ValueError: the checkpoint is not ours, or its model, tokenizer or (in training) data are not the command's.
+    """
+    saved = checkpoint.get("lm")
+    if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
+        raise ValueError("the checkpoint was not written by this version of lm; use one of its own .ckpt files")
+    conflicts = []
+    for part in ("net", "data"):
+        for name, old, new in _differences(part, saved[part], now[part]):
+            matters = training or part == "net" or name == "data.tokenizer"
+            if name in CHANGEABLE:
+                log.warning("%s: %s from the command, the checkpoint had %s", name, new, old)
+            elif matters:
+                conflicts.append(f"{name} is {old} in the checkpoint and {new} here")
+    if conflicts:
+        raise ValueError("; ".join(conflicts) + " — use the checkpoint's values, or start anew without --ckpt_path")
+    if training:
+        changed = [*_differences("optimizer", saved["optimizer"], now["optimizer"])]
+        changed += _differences("trainer", {"max_steps": saved["max_steps"]}, {"max_steps": now["max_steps"]})
+        for name, old, new in changed:
+            log.warning("%s: %s from the command, the checkpoint had %s", name, new, old)
+
+
+def _differences(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for key in sorted(old.keys() | new.keys()):
+        before, after = (list(v) if isinstance(v, tuple) else v for v in (old.get(key), new.get(key)))
+        if before != after:
+            yield f"{part}.{key}", before, after

@@ -1,0 +1,99 @@
+"""Run folders: `lightning_logs/version_N` with config.yaml, run.json, tokenizer/ and checkpoints/."""
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm.model import ModelConfig, TransformerLM
+from lm.tokenizer import Tokenizer
+
+LOGS = Path("lightning_logs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder and the checkpoint chosen in it."""
+
+    folder: Path
+    checkpoint: Path
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config.yaml"
+
+    def load_tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self.folder / "tokenizer")
+
+    def load_model(self, device: str | torch.device = "cpu") -> TransformerLM:
+        """The checkpoint's model in eval mode, on `device`.
+
+        Raises:
+            ValueError: the file is not a whole checkpoint of lm.
+        """
+        checkpoint = load(self.checkpoint)
+        model = TransformerLM(ModelConfig(**checkpoint["lm"]["net"]))
+        weights = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items()}
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.checkpoint}: weights do not fit the model: {str(error).splitlines()[-1].strip()}"
+            ) from None
+        return model.to(device).eval()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents: tensors and primitives only, never other objects.
+
+    Raises:
+        ValueError: the file is damaged, holds other objects, or was not written by lm.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a whole checkpoint ({reason}); use another one of the run") from None
+    if not isinstance(checkpoint, dict) or "lm" not in checkpoint:
+        raise ValueError(f"{path} was not written by lm; use a file of lightning_logs/version_N/checkpoints")
+    return checkpoint
+
+
+def find_run(where: Path | None = None) -> Run:
+    """The run meant by `where`: a run folder, a checkpoint file, or None for the newest run in lightning_logs.
+
+    The best checkpoint is taken, or the last one where no validation came before the end.
+
+    Raises:
+        FileNotFoundError: there is no such run or no checkpoint in it.
+    """
+    if where is None:
+        runs = [run for run in map(_run_of, _by_version(LOGS)) if run]
+        if not runs:
+            raise FileNotFoundError(
+                f"no run with a checkpoint in {LOGS}/; train one: python -m lm fit --config configs/quickstart.yaml"
+            )
+        return runs[-1]
+    if where.is_file():
+        return Run(where.resolve().parent.parent, where)
+    run = _run_of(where) if where.is_dir() else None
+    if run is None:
+        raise FileNotFoundError(
+            f"{where} is neither a checkpoint nor a run folder with checkpoints; give one of {LOGS}/version_N"
+        )
+    return run
+
+
+def _run_of(folder: Path) -> Run | None:
+    for name in ("best.ckpt", "last.ckpt"):
+        if (checkpoint := folder / "checkpoints" / name).is_file():
+            return Run(folder, checkpoint)
+    return None
+
+
+def _by_version(logs: Path) -> list[Path]:
+    versions = [(int(m[1]), p) for p in logs.glob("version_*") if (m := re.fullmatch(r"version_(\d+)", p.name))]
+    return [path for _, path in sorted(versions)]

@@ -1,0 +1,69 @@
+"""Who may import whom: the architecture, checked over the syntax tree."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lm"
+MAY_IMPORT = {
+    "model": set(),
+    "optim": set(),
+    "tokenizer": set(),
+    "accounting": {"model"},
+    "data": {"tokenizer"},
+    "generation": {"model", "tokenizer"},
+    "training": {"model", "optim", "tokenizer", "accounting", "data", "generation"},
+    "commands": {"model", "optim", "tokenizer", "accounting", "data", "generation", "training"},
+    "cli": {"commands", "training"},
+    "__main__": {"cli"},
+    "__init__": set(),
+}
+ONLY_IN = {
+    "lightning": ("training/", "data/datamodule.py"),
+    "jsonargparse": ("cli.py",),
+    "regex": ("tokenizer/",),
+    "huggingface_hub": ("data/sources.py",),
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute names of everything a file imports, at any depth of its syntax tree."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_packages_depend_in_one_direction(path: Path) -> None:
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    children = {p.name.removesuffix(".py") for p in PACKAGE.iterdir()}
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] == "lm" and len(parts) > 1 and parts[1] in children:
+            assert parts[1] == own or parts[1] in MAY_IMPORT[own], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_third_parties_stay_in_their_place(path: Path) -> None:
+    relative = path.relative_to(PACKAGE).as_posix()
+    for name in imported_modules(path):
+        for library, homes in ONLY_IN.items():
+            if name.split(".")[0] == library:
+                assert relative.startswith(homes), f"{relative} imports {name}"
+
+
+def test_tokenizers_is_data_only() -> None:
+    assert not list((PACKAGE.parent / "tokenizers").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_stay_readable(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 330
