@@ -1,5 +1,8 @@
 """AdamW: Adam with bias correction and decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 2)."""
 
+# torch's multi-tensor operations are its own optimizers' tools, but not declared public.
+# pyright: reportPrivateImportUsage=false
+
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -45,9 +48,7 @@ class AdamW(Optimizer):
                 raise ValueError(f"AdamW's {name} is {settings[name]}, it must be at least 0")
         for beta in settings["betas"]:
             if not 0 <= beta < 1:
-                raise ValueError(
-                    f"AdamW's betas are {tuple(settings['betas'])}, each must be at least 0 and below 1"
-                )
+                raise ValueError(f"AdamW's betas are {tuple(settings['betas'])}, each must be at least 0 and below 1")
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -142,9 +143,7 @@ def adamw_update(
     parameter.sub_(lr * (mean / (variance.sqrt() + eps) + weight_decay * parameter))
 
 
-def parameter_groups(
-    named_parameters: Iterable[tuple[str, Tensor]], weight_decay: float
-) -> list[dict[str, Any]]:
+def parameter_groups(named_parameters: Iterable[tuple[str, Tensor]], weight_decay: float) -> list[dict[str, Any]]:
     """Groups for `AdamW`: matrices and embeddings decay, vectors (the norms' gains) do not.
 
     Frozen parameters are left out; so is a group without parameters.

@@ -1,5 +1,8 @@
 """Gradient clipping by global norm (Pascanu et al. 2013)."""
 
+# torch's multi-tensor operations are its own optimizers' tools, but not declared public.
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Iterable
 
 import torch

@@ -16,6 +16,4 @@ def get_lr_cosine_schedule(
     if it >= cosine_cycle_iters:
         return min_learning_rate
     progress = (it - warmup_iters) / (cosine_cycle_iters - warmup_iters)
-    return min_learning_rate + (1 + math.cos(math.pi * progress)) / 2 * (
-        max_learning_rate - min_learning_rate
-    )
+    return min_learning_rate + (1 + math.cos(math.pi * progress)) / 2 * (max_learning_rate - min_learning_rate)

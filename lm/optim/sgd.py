@@ -1,4 +1,4 @@
-"""Stochastic gradient descent whose learning rate decays with the root of the step (CS336 assignment 1, section 4.2)."""
+"""Stochastic gradient descent whose learning rate decays with the root of the step (CS336, assignment 1)."""
 
 import math
 from collections.abc import Callable
