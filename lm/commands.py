@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
+from lm.data.sources import SourceName, StoryCorpus
 from lm.tokenizer import END_OF_TEXT
 
 
@@ -56,13 +57,14 @@ def generate(
 
 
 def prepare(
-    source: Literal["stories", "tinystories", "openwebtext", "text"] = "stories",
+    source: SourceName = "stories",
     train_text: Path | None = None,
     valid_text: Path | None = None,
     vocab_size: int = 10_000,
     tokenizer: Path | None = None,
     data_dir: Path = Path("data"),
     tokenizers_dir: Path = Path("tokenizers"),
+    stories: StoryCorpus = StoryCorpus(),
     workers: int | None = None,
 ) -> None:
     """Make what `fit` needs, without training: the text, the tokenizer and the token files.
@@ -75,12 +77,15 @@ def prepare(
         tokenizer: folder of a tokenizer to use, trained there first if the folder is missing.
         data_dir: folder for text and token files.
         tokenizers_dir: folder for trained tokenizers.
+        stories: size and seeds of source stories.
         workers: processes for counting and encoding; by default one a core.
     """
     from lm.data import TokenFiles
     from lm.data import prepare as prepare_data
 
-    prepared = prepare_data(source, train_text, valid_text, vocab_size, tokenizer, data_dir, tokenizers_dir, workers)
+    prepared = prepare_data(
+        source, train_text, valid_text, vocab_size, tokenizer, data_dir, tokenizers_dir, stories, workers
+    )
     meta = TokenFiles(prepared.tokens).meta
     print(f"tokenizer: {prepared.tokenizer} ({meta.vocab_size:,} ids)")
     for name, split in (("train", meta.train), ("valid", meta.valid)):

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 
 from lm.data.prepare import PreparedData, prepare
 from lm.data.sampler import Slice, TrainBatches, ValidWindows
-from lm.data.sources import SourceName
+from lm.data.sources import SourceName, StoryCorpus
 from lm.data.tokens import SplitMeta, TokenFiles
 from lm.tokenizer import Tokenizer
 
@@ -30,6 +30,7 @@ class TokenDataModule(LightningDataModule):
         seed: draws the training windows; on the command line taken from seed_everything.
         data_dir: folder for text and token files.
         tokenizers_dir: folder for trained tokenizers.
+        stories: size and seeds of source stories.
         workers: processes for tokenizing; by default one a core.
     """
 
@@ -46,6 +47,7 @@ class TokenDataModule(LightningDataModule):
         seed: int = 0,
         data_dir: Path = Path("data"),
         tokenizers_dir: Path = Path("tokenizers"),
+        stories: StoryCorpus = StoryCorpus(),
         workers: int | None = None,
     ) -> None:
         super().__init__()
@@ -60,6 +62,7 @@ class TokenDataModule(LightningDataModule):
             "tokenizer": tokenizer,
             "data_dir": data_dir,
             "tokenizers_dir": tokenizers_dir,
+            "stories": stories,
             "workers": workers,
         }
         self.vocab_size = vocab_size
@@ -72,7 +75,8 @@ class TokenDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download, train the tokenizer and encode whatever is missing (one process a machine)."""
-        prepare(**self._preparation)
+        prepared = prepare(**self._preparation)
+        TokenFiles(prepared.tokens).check_ids(self.vocab_size)
 
     def setup(self, stage: str) -> None:
         """Open the token files; checks that they fit the model's vocabulary and context."""

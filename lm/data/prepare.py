@@ -14,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lm.data.encode import encode_file
-from lm.data.sources import SourceName, TextFiles, resolve_source
+from lm.data.sources import SourceName, StoryCorpus, TextFiles, resolve_source
 from lm.data.tokens import SplitMeta, TokenFiles, TokenMeta
 from lm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
@@ -37,6 +37,7 @@ def prepare(
     tokenizer: Path | None = None,
     data_dir: Path = Path("data"),
     tokenizers_dir: Path = Path("tokenizers"),
+    stories: StoryCorpus = StoryCorpus(),
     workers: int | None = None,
 ) -> PreparedData:
     """Make the tokenizer and the token files of a source, if they are not there yet.
@@ -50,12 +51,13 @@ def prepare(
             of tokenizers_dir named after the source, the size and the text.
         data_dir: where text and token files are kept.
         tokenizers_dir: where trained tokenizers are kept.
+        stories: size and seeds of source stories.
         workers: processes for counting and encoding; by default one a core.
 
     Raises:
         ValueError, OSError: the source, the text or the tokenizer cannot be used.
     """
-    text = resolve_source(source, data_dir, train_text, valid_text)
+    text = resolve_source(source, data_dir, train_text, valid_text, stories)
     folder = data_dir / text.name
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):

@@ -18,7 +18,7 @@ from lm.training.callbacks import RunRecord, Samples, ValidateAtEnd
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
 from lm.training.progress import StepProgress
-from lm.training.runs import LOGS, find_run
+from lm.training.runs import LOGS, find_run, load
 
 TERMINATED = 143
 INTERRUPTED = 130
@@ -103,6 +103,11 @@ class LMCommandLine(LightningCLI):
             "trainer.val_check_interval",
             _validation_interval,
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        if path := self.config[self.config["subcommand"]]["ckpt_path"]:
+            load(Path(path))  # a missing or foreign file is refused before anything is built
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[str(self.subcommand)]

@@ -64,7 +64,7 @@ class LanguageModel(LightningModule):
 
     def __init__(
         self,
-        net: ModelConfig = ModelConfig(),  # noqa: B008
+        net: ModelConfig = ModelConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         compile: bool | None = None,
     ) -> None:

@@ -50,8 +50,11 @@ def load(path: Path) -> dict[str, Any]:
     """A checkpoint's contents: tensors and primitives only, never other objects.
 
     Raises:
+        FileNotFoundError: no such file.
         ValueError: the file is damaged, holds other objects, or was not written by lm.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; give a file of {LOGS}/version_N/checkpoints")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as error:

@@ -1,0 +1,32 @@
+"""The command table answers fast, and every command explains itself."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lm.cli import COMMANDS, main
+
+
+def test_help_lists_every_command_and_loads_nothing_heavy() -> None:
+    code = "import sys, lm.cli; lm.cli.main(['--help']); print({'torch', 'numpy', 'lightning', 'jsonargparse'} & {*sys.modules})"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert all(f"  {name} " in shown for name in COMMANDS)
+    assert shown.splitlines()[-1] == "set()"
+
+
+def test_unknown_command_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == (
+        "error: there is no command 'trian'; choose from fit, validate, generate, prepare, train-tokenizer, encode\n"
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    start = time.monotonic()
+    shown = subprocess.run([sys.executable, "-m", "lm", command, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "usage:" in shown.stdout
+    assert time.monotonic() - start < 60

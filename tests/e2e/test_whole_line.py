@@ -1,0 +1,159 @@
+"""Text to stories through the command line, as a user would: fit, validate, generate, resume, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+KILL_AT_STEP_7 = """
+import os, signal, sys
+from lm.training.module import LanguageModel
+before = LanguageModel.on_train_batch_start
+def on_train_batch_start(self, batch, batch_idx):
+    if self.global_step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    before(self, batch, batch_idx)
+LanguageModel.on_train_batch_start = on_train_batch_start
+from lm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def lm(folder: Path, *arguments: object, script: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `python -m lm ARGUMENTS` in `folder`."""
+    start = ["-m", "lm"] if script is None else ["-c", script]
+    command = [sys.executable, *start, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
+
+
+def fit(folder: Path, config: Path, *arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    done = lm(folder, "fit", "--config", config, *arguments, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def checkpoint(folder: Path, version: int = 0, name: str = "last") -> dict[str, Any]:
+    path = folder / f"lightning_logs/version_{version}/checkpoints/{name}.ckpt"
+    return torch.load(path, weights_only=True)
+
+
+def record(folder: Path, version: int = 0) -> dict[str, Any]:
+    return json.loads((folder / f"lightning_logs/version_{version}/run.json").read_text())
+
+
+def curves(folder: Path, version: int = 0) -> dict[str, dict[int, float]]:
+    events = EventAccumulator(str(folder / f"lightning_logs/version_{version}"))
+    events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> tuple[Path, str]:
+    """A finished run's folder and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    done = fit(folder, tiny_config)
+    return folder, done.stdout
+
+
+def test_fit_says_what_came_out_and_what_to_do_next(run: tuple[Path, str]) -> None:
+    _, shown = run
+    assert "A story of this model" in shown
+    assert "a perfect model of this text" in shown
+    assert "tensorboard --logdir lightning_logs" in shown
+    assert "python -m lm generate" in shown
+
+
+def test_run_folder_holds_everything_needed_later(run: tuple[Path, str]) -> None:
+    folder = run[0] / "lightning_logs/version_0"
+    for name in ("config.yaml", "run.json", "tokenizer/vocab.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
+        assert (folder / name).is_file(), name
+    facts = record(run[0])
+    assert facts["step"] == 12
+    assert facts["tokens_seen"] == 12 * 8 * 32
+    assert facts["resumed_from"] is None
+    assert checkpoint(run[0])["global_step"] == 12
+
+
+def test_curves_against_steps_and_seconds(run: tuple[Path, str]) -> None:
+    logged = curves(run[0])
+    assert set(logged["val/loss"]) == {5, 10, 12}  # every 5 steps, and at the very end
+    assert set(logged["train/loss"]) == {2, 4, 6, 8, 10, 12}
+    assert {"train/loss_vs_seconds", "val/loss_vs_seconds", "val/perplexity", "val/bits_per_byte"} <= set(logged)
+    assert {"train/learning_rate", "train/gradient_norm", "train/tokens_per_second", "train/tokens_seen"} <= set(logged)
+    assert logged["train/learning_rate"][2] == pytest.approx(1e-2 * 2 / 3)  # warmup of 3 steps
+    assert logged["train/learning_rate"][12] == pytest.approx(1e-3)  # the cosine ends with max_steps
+    assert 0 < logged["val/irreducible_loss"][5] < logged["val/loss"][12] < logged["val/loss"][5]
+
+
+def test_validate_and_generate_take_the_newest_run(run: tuple[Path, str]) -> None:
+    folder = run[0]
+    validated = lm(folder, "validate")
+    assert validated.returncode == 0, validated.stderr
+    assert "version_0/checkpoints/best.ckpt" in validated.stdout
+    best = min(curves(folder)["val/loss"].values())
+    assert f"validation loss {best:.4f}" in validated.stdout
+    other_batch = lm(folder, "validate", "--data.valid_batch_size", 7)
+    assert f"validation loss {best:.4f}" in other_batch.stdout
+    generated = lm(folder, "generate", "Once upon", "--max_new_tokens", 20, "--seed", 1)
+    assert generated.returncode == 0, generated.stderr
+    assert generated.stdout.startswith("Once upon")
+    assert "version_0/checkpoints/best.ckpt" in generated.stderr
+    assert generated.stdout == lm(folder, "generate", "Once upon", "--max_new_tokens", 20, "--seed", 1).stdout
+
+
+@pytest.mark.parametrize("extra", [(), ("--trainer.accumulate_grad_batches", 2)], ids=["plain", "accumulated"])
+def test_killed_and_resumed_run_ends_bit_equal(tmp_path: Path, tiny_config: Path, extra: tuple[object, ...]) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir()
+    cut.mkdir()
+    fit(whole, tiny_config, *extra)
+    killed = lm(cut, "fit", "--config", tiny_config, *extra, script=KILL_AT_STEP_7)
+    assert killed.returncode == -signal.SIGKILL
+    saved = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    assert checkpoint(cut)["global_step"] == 4
+    fit(cut, tiny_config, *extra, "--ckpt_path", saved)
+    expected, resumed = checkpoint(whole), checkpoint(cut, version=1)
+    assert resumed["global_step"] == expected["global_step"] == 12
+    for key, weight in expected["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][key]), key
+    for old, new in zip(curves(whole)["val/loss"].items(), curves(cut, 1)["val/loss"].items(), strict=True):
+        assert old == new
+    assert record(cut, 1)["tokens_seen"] == record(whole)["tokens_seen"]
+    assert record(cut, 1)["resumed_from"] == str(saved)
+
+
+def test_finished_run_goes_on_with_more_steps(tmp_path: Path, tiny_config: Path) -> None:
+    schedule = ("--model.optimizer.cosine_cycle_iters", 16)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    fit(whole, tiny_config, *schedule, "--trainer.max_steps", 16)
+    fit(parts, tiny_config, *schedule)
+    saved = "lightning_logs/version_0/checkpoints/last.ckpt"
+    done = fit(parts, tiny_config, *schedule, "--trainer.max_steps", 16, "--ckpt_path", saved)
+    assert "trainer.max_steps: 16 from the command, the checkpoint had 12" in done.stderr
+    for key, weight in checkpoint(whole)["state_dict"].items():
+        assert torch.equal(weight, checkpoint(parts, 1)["state_dict"][key]), key
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, tiny_config: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    plain = ("--model.net.dropout", 0.0)
+    fit(one, tiny_config, *plain)
+    fit(two, tiny_config, *plain, "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    single, double = curves(one), curves(two)
+    for tag in ("train/loss", "val/loss", "train/gradient_norm"):
+        assert single[tag].keys() == double[tag].keys()
+        for step, value in single[tag].items():
+            assert double[tag][step] == pytest.approx(value, abs=2e-5), (tag, step)
+    assert record(two)["tokens_seen"] == record(one)["tokens_seen"]

@@ -1,0 +1,70 @@
+import logging
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from lm.training.resume import FORMAT, check_resume
+
+IDENTITY: dict[str, Any] = {
+    "format": FORMAT,
+    "version": "0.1.0",
+    "net": {"d_model": 64, "dropout": 0.0},
+    "optimizer": {"max_learning_rate": 1e-3, "betas": (0.9, 0.95)},
+    "data": {"tokenizer": "abc", "seed": 0, "batch_size": 8},
+    "max_steps": 100,
+}
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    now = deepcopy(IDENTITY)
+    for part, value in parts.items():
+        now[part] = {**now[part], **value} if isinstance(value, dict) else value
+    return now
+
+
+def test_same_run_passes_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+    saved = changed(optimizer={"betas": [0.9, 0.95]})  # lists and tuples are the same thing in a checkpoint
+    check_resume({"lm": saved}, IDENTITY, training=True)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"net": {"d_model": 128}}, "net.d_model is 64 in the checkpoint and 128 here"),
+        ({"data": {"seed": 1}}, "data.seed is 0 in the checkpoint and 1 here"),
+        ({"data": {"tokenizer": "xyz"}}, "data.tokenizer is abc"),
+        ({"data": {"batch_size": 16}}, "data.batch_size is 8"),
+    ],
+)
+def test_conflicts_are_refused_with_both_values(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_resume({"lm": IDENTITY}, changed(**change), training=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_steps": 200}, "trainer.max_steps: 200 from the command, the checkpoint had 100"),
+        ({"optimizer": {"max_learning_rate": 2e-3}}, "optimizer.max_learning_rate: 0.002 from the command"),
+        ({"net": {"dropout": 0.1}}, "net.dropout: 0.1 from the command"),
+    ],
+)
+def test_allowed_changes_are_said(change: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "lm"):
+        check_resume({"lm": IDENTITY}, changed(**change), training=True)
+    assert message in caplog.text
+
+
+def test_validation_asks_for_the_model_and_the_tokenizer_only(caplog: pytest.LogCaptureFixture) -> None:
+    check_resume({"lm": IDENTITY}, changed(data={"seed": 1, "batch_size": 3}, max_steps=5), training=False)
+    assert not caplog.records
+    with pytest.raises(ValueError, match=r"data\.tokenizer"):
+        check_resume({"lm": IDENTITY}, changed(data={"tokenizer": "xyz"}), training=False)
+
+
+@pytest.mark.parametrize("checkpoint", [{}, {"lm": 3}, {"lm": {"format": 99}}])
+def test_foreign_checkpoints_are_refused(checkpoint: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not written by this version"):
+        check_resume(checkpoint, IDENTITY, training=True)
