@@ -2,7 +2,6 @@
 
 One multiply-add counts as two operations. Only matrix products are counted, as PaLM does for its utilisation
 (Chowdhery et al. 2022, appendix B): norms, softmax and activations are well below 1 % of them.
-Shape letters: T time, D d_model, F feed-forward width, V vocabulary.
 """
 
 import re
@@ -52,11 +51,14 @@ def count_parameters(config: ModelConfig) -> Parameters:
     """Parameters of `TransformerLM(config)`."""
     width, layers = config.d_model, config.num_layers
     embeddings = config.vocab_size * width
+    norms = 0
+    if config.norm == "rmsnorm":  # post-norm blocks end in a norm, so only pre-norm has a final one
+        norms = 2 * layers + (1 if config.norm_position == "pre" else 0)
     return Parameters(
         token_embeddings=embeddings,
         attention=layers * 4 * width**2,
         ffn=layers * _ffn_matrices(config) * width * config.ff_width,
-        norms=(2 * layers + 1) * width if config.norm == "rmsnorm" else 0,
+        norms=norms * width,
         lm_head=0 if config.tie_embeddings else embeddings,
     )
 

@@ -88,7 +88,7 @@ def resolve_source(
     data_dir: Path,
     train_text: Path | None = None,
     valid_text: Path | None = None,
-    corpus: StoryCorpus = StoryCorpus(),  # noqa: B008 (frozen)
+    corpus: StoryCorpus = StoryCorpus(),
 ) -> TextFiles:
     """Make whatever text of a source is missing, once however many processes ask, and say where it lies.
 
