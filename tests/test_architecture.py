@@ -23,7 +23,7 @@ ONLY_IN = {
     "lightning": ("training/", "data/datamodule.py"),
     "jsonargparse": ("cli.py",),
     "regex": ("tokenizer/",),
-    "huggingface_hub": ("data/sources.py",),
+    "huggingface_hub": ("data/hub.py",),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -16,7 +16,7 @@ _HOMES = {
     "get_batch": "sampler",
     "TokenFiles": "tokens",
 }
-__all__ = sorted(_HOMES)
+__all__ = ["PreparedData", "TokenDataModule", "TokenFiles", "get_batch", "prepare"]
 
 
 def __getattr__(name: str) -> Any:

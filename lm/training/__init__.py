@@ -14,7 +14,7 @@ _HOMES = {
     "load_checkpoint": "checkpoint",
     "save_checkpoint": "checkpoint",
 }
-__all__ = sorted(_HOMES)
+__all__ = ["LanguageModel", "OptimizerConfig", "load_checkpoint", "save_checkpoint"]
 
 
 def __getattr__(name: str) -> Any:

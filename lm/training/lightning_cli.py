@@ -22,10 +22,11 @@ from lm.training.runs import LOGS, find_run, load
 
 TERMINATED = 143
 INTERRUPTED = 130
+USAGE = "python -m lm {} [--config FILE ...] [--KEY VALUE ...]"
 
 
-def run(command: str, arguments: list[str]) -> int:
-    """Run `fit` or `validate` with the given options; returns the exit code."""
+def run(command: str, arguments: list[str], description: str) -> int:
+    """Run `fit` or `validate` with the given options and help text; returns the exit code."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     torch.set_float32_matmul_precision("high")
@@ -33,7 +34,7 @@ def run(command: str, arguments: list[str]) -> int:
         arguments = _with_run(arguments)
     sys.argv[1:] = [command, *arguments]  # Lightning starts further processes of a machine with these
     try:
-        trainer = LMCommandLine(command).trainer
+        trainer = LMCommandLine(command, description).trainer
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     if trainer.received_sigterm:
@@ -63,7 +64,7 @@ def _validation_interval(eval_every: int, accumulate_grad_batches: int) -> int:
 class LMCommandLine(LightningCLI):
     """Adds eval_every and checkpoint_every (optimizer steps), links keys that must agree, and sets the callbacks."""
 
-    def __init__(self, command: str) -> None:
+    def __init__(self, command: str, description: str) -> None:
         super().__init__(
             LanguageModel,
             TokenDataModule,
@@ -81,7 +82,11 @@ class LMCommandLine(LightningCLI):
             },
             parser_kwargs={
                 "exit_on_error": False,
-                **{name: {"exit_on_error": False} for name in self.subcommands()},
+                "prog": "python -m lm",
+                **{
+                    name: {"exit_on_error": False, "usage": USAGE.format(name), "description": description}
+                    for name in self.subcommands()
+                },
             },
         )
 
@@ -114,7 +119,7 @@ class LMCommandLine(LightningCLI):
         for name in ("eval_every", "checkpoint_every"):
             if config[name] < 1:
                 raise ValueError(f"{name} is {config[name]}, it must be at least 1 optimizer step")
-        metrics = Metrics()
+        metrics = Metrics(every=config["trainer"]["log_every_n_steps"])
         callbacks: list[Callback] = [metrics, StepProgress(metrics)]
         if self.subcommand == "fit":
             self.samples = Samples()

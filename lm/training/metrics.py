@@ -37,9 +37,13 @@ class Metrics(Callback):
 
     The clock counts active training only: not validation, not the time between a stop and its resume. It is saved
     in checkpoints, and so are the tokens seen. `latest` holds the newest figures for the progress bar.
+
+    Args:
+        every: optimizer steps between logged training figures.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self.every = every
         self.seconds = 0.0
         self.tokens = 0
         self.latest: dict[str, float] = {}
@@ -82,7 +86,7 @@ class Metrics(Callback):
     ) -> None:
         module = language_model(pl_module)
         self.tokens += batch[1].numel() * trainer.world_size
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step % trainer.log_every_n_steps:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step % self.every:
             return
         loss = module.pop_train_loss()
         now = (self.elapsed(), self.tokens)
@@ -98,7 +102,8 @@ class Metrics(Callback):
         if module.data is not None:
             metrics |= loss_metrics("train", loss, module.data.files.meta.train)
         if (peak := device_peak(trainer)) is not None:
-            share = model_flop_utilisation(tokens_per_second / trainer.world_size, module.config, peak)
+            per_device = tokens_per_second / trainer.world_size
+            share = model_flop_utilisation(per_device, module.config, peak, batch[0].shape[1])
             metrics["train/model_flop_utilisation"] = share
         _log(trainer, metrics, trainer.global_step)
         _log(trainer, {"train/loss_vs_seconds": loss}, round(now[0]))

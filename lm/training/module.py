@@ -117,7 +117,7 @@ class LanguageModel(LightningModule):
         assert isinstance(optimizer, AdamW)
         for group in optimizer.param_groups:
             group.update(betas=config.betas, eps=config.eps)
-            if group["weight_decay"]:
+            if group["params"][0].ndim >= 2:
                 group["weight_decay"] = config.weight_decay
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

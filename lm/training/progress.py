@@ -37,7 +37,7 @@ class StepProgress(ProgressBar):
     ) -> None:
         if self._training is None or self._training.n == trainer.global_step:
             return
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer.global_step % self.metrics.every == 0:
             figures = {k: f"{v:.3f}" if v < 1000 else f"{v:,.0f}" for k, v in self.metrics.latest.items()}
             self._training.set_postfix(figures, refresh=False)
         self._training.update(trainer.global_step - self._training.n)
