@@ -1,0 +1,83 @@
+"""The whole language model.
+
+Shape letters: B batch, T time, S slots of the cache, D d_model, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from lm.model.attention import KVCache
+from lm.model.block import TransformerBlock
+from lm.model.config import ModelConfig
+from lm.model.layers import Embedding, Linear, RMSNorm
+from lm.model.rope import RotaryPositionEmbedding
+
+
+class TransformerLM(nn.Module):
+    """Decoder-only Transformer: token ids in, logits of each next token out.
+
+    With pre-norm, `ln_final` stands before the output projection; with post-norm the last block ends in a norm
+    already, and with norm none there is none, so these models have no `ln_final.weight`.
+
+    Tied embeddings are one parameter under both names, drawn by the output projection's rule: rows of length
+    sqrt(d_model), as an embedding alone has, would give logits of that size and a first loss far above ln V.
+
+    Args:
+        config: shape and switches.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        rope = None
+        if config.position == "rope":
+            rope = RotaryPositionEmbedding(config.rope_theta, config.head_width, config.context_length)
+        has_final_norm = config.norm == "rmsnorm" and config.norm_position == "pre"
+        self.token_embeddings = Embedding(config.vocab_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(TransformerBlock(config, rope) for _ in range(config.num_layers))
+        self.ln_final = RMSNorm(config.d_model) if has_final_norm else nn.Identity()
+        self.lm_head = Linear(config.d_model, config.vocab_size)
+        if config.tie_embeddings:
+            self.token_embeddings.weight = self.lm_head.weight
+
+    def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each one given; arguments and errors as in `hidden`."""
+        return self.lm_head(self.hidden(token_ids, cache))
+
+    def hidden(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the output projection reads; apart, for callers that need few of the logits at a time.
+
+        Args:
+            token_ids: (B, T), in [0, V).
+            cache: what each row has read before; takes the new keys and values. The caller advances its `lengths`.
+
+        Returns:
+            (B, T, D).
+
+        Raises:
+            ValueError: T exceeds the context or the cache, or the cache has another number of rows.
+        """
+        batch_size, time = token_ids.shape
+        if time > self.config.context_length:
+            raise ValueError(
+                f"a sequence of {time} tokens exceeds the model's context_length {self.config.context_length}; "
+                f"cut it, or train with a longer context"
+            )
+        positions = torch.arange(time, device=token_ids.device)
+        mask = None
+        if cache is not None:
+            if cache.batch_size != batch_size or cache.max_length < time:
+                raise ValueError(
+                    f"{batch_size} rows of {time} tokens do not fit a cache of {cache.batch_size} rows "
+                    f"of {cache.max_length}; make the cache for them"
+                )
+            positions = cache.lengths[:, None] + positions
+            if not cache.is_empty:
+                slots_S = torch.arange(cache.max_length, device=token_ids.device)
+                mask = slots_S <= positions[:, None, :, None]
+            cache.is_empty = False
+        x_BTD = self.dropout(self.token_embeddings(token_ids))
+        for index, layer in enumerate(self.layers):
+            x_BTD = layer(x_BTD, positions, cache.layer(index) if cache is not None else None, mask)
+        return self.ln_final(x_BTD)
