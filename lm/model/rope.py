@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from lm.model.functional import widen
-
 
 class RotaryPositionEmbedding(nn.Module):
     """Rotates each pair (x[2i], x[2i+1]) by position * theta^(-2i / d_k) (Su et al. 2021, section 3.2.2).
@@ -42,7 +40,8 @@ class RotaryPositionEmbedding(nn.Module):
         Returns:
             (..., T, d_k).
         """
+        # In float32, so that the products below are, whatever x is.
         cos, sin = self.cos[token_positions], self.sin[token_positions]
-        even, odd = widen(x).unflatten(-1, (-1, 2)).unbind(-1)
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
         return turned.flatten(-2).to(x.dtype)

@@ -160,6 +160,13 @@ def test_dropout_in_training_only():
     assert_close(model(ids), build().eval()(ids))
 
 
+def test_dropout_in_post_norm():
+    block = TransformerBlock(replace(TINY, norm_position="post", dropout=0.999))
+    x = torch.randn(1, 1, TINY.d_model)
+    torch.manual_seed(0)  # drops everything
+    assert_close(block(x), block.ln2(block.ln1(x)))
+
+
 def test_dropout_falls_on_embeddings_and_sublayers():
     model = build(dropout=0.5)
     seen: dict[str, torch.Tensor] = {}
