@@ -84,7 +84,7 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.strerror}: {error.filename}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines) if lines else type(error).__name__
+    return "; ".join(lines).replace(":;", ":") if lines else type(error).__name__
 
 
 def run_tool(command: str, arguments: list[str]) -> int:
@@ -108,4 +108,4 @@ def run_lightning(command: str, arguments: list[str]) -> int:
     """`fit` or `validate`, through LightningCLI."""
     from lm.training.lightning_cli import run
 
-    return run(command, arguments)
+    return run(command, arguments, COMMANDS[command])

@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its curves: a validation at the very end, sample stories, the run's record."""
+"""What a run leaves behind besides its curves: its last step's validation and checkpoint, samples, its record."""
 
 import json
 import os
@@ -17,12 +17,22 @@ from lm.tokenizer import END_OF_TEXT
 from lm.training.metrics import Metrics, language_model, loss_metrics
 
 
-class ValidateAtEnd(Callback):
-    """Makes the last step a validation step, whatever the interval."""
+class LastStep(Callback):
+    """The last step validates and writes last.ckpt, whatever the intervals."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches:
+        if self._is_last(trainer, batch_idx):
             trainer.val_check_batch = batch_idx + 1
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._is_last(trainer, batch_idx) and (log_dir := trainer.log_dir) is not None:
+            trainer.save_checkpoint(Path(log_dir) / "checkpoints" / "last.ckpt")
+
+    @staticmethod
+    def _is_last(trainer: Trainer, batch_idx: int) -> bool:
+        return batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches
 
 
 class Samples(Callback):
@@ -57,14 +67,16 @@ class RunRecord(Callback):
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
+        self.folder: Path | None = None
         self.facts: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = trainer.log_dir  # a collective: every process asks
         data = language_model(pl_module).data
-        if not trainer.is_global_zero or trainer.log_dir is None or data is None:
+        if not trainer.is_global_zero or log_dir is None or data is None:
             return
-        folder = Path(trainer.log_dir)
-        data.load_tokenizer().save(folder / "tokenizer")
+        self.folder = Path(log_dir)
+        data.load_tokenizer().save(self.folder / "tokenizer")
         device = trainer.strategy.root_device
         self.facts = {
             "command": ["python", "-m", "lm", *sys.argv[1:]],
@@ -80,10 +92,10 @@ class RunRecord(Callback):
             "parameters": sum(p.numel() for p in pl_module.parameters()),
             "tokens_folder": str(data.files.folder),
         }
-        self.write(folder)
+        self._write(self.folder)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or not self.facts or trainer.log_dir is None:
+        if trainer.sanity_checking or self.folder is None:
             return
         module = language_model(pl_module)
         assert module.data is not None
@@ -91,9 +103,9 @@ class RunRecord(Callback):
         self.facts["training_seconds"] = round(self.metrics.elapsed(), 1)
         self.facts["tokens_seen"] = self.metrics.tokens
         self.facts["result"] = loss_metrics("val", module.valid_loss, module.data.valid_meta)
-        self.write(Path(trainer.log_dir))
+        self._write(self.folder)
 
-    def write(self, folder: Path) -> None:
+    def _write(self, folder: Path) -> None:
         temporary = folder / "run.json.tmp"
         temporary.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, folder / "run.json")

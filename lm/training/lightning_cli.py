@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lm.data.datamodule import TokenDataModule
-from lm.training.callbacks import RunRecord, Samples, ValidateAtEnd
+from lm.training.callbacks import LastStep, RunRecord, Samples
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
 from lm.training.progress import StepProgress
@@ -29,6 +30,8 @@ def run(command: str, arguments: list[str], description: str) -> int:
     """Run `fit` or `validate` with the given options and help text; returns the exit code."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
+    warnings.filterwarnings("ignore", message=".*The dirpath has changed")  # each launch has a run folder of its own
     torch.set_float32_matmul_precision("high")
     if command == "validate" and not {"-h", "--help", "--print_config"} & set(arguments):
         arguments = _with_run(arguments)
@@ -94,7 +97,7 @@ class LMCommandLine(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         return {
             "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
-            "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+            "validate": {"model", "dataloaders", "datamodule", "weights_only", "verbose"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -120,11 +123,13 @@ class LMCommandLine(LightningCLI):
             if config[name] < 1:
                 raise ValueError(f"{name} is {config[name]}, it must be at least 1 optimizer step")
         metrics = Metrics(every=config["trainer"]["log_every_n_steps"])
-        callbacks: list[Callback] = [metrics, StepProgress(metrics)]
+        callbacks: list[Callback] = [metrics]
+        if config["trainer"]["enable_progress_bar"] is not False:
+            callbacks.append(StepProgress(metrics))
         if self.subcommand == "fit":
             self.samples = Samples()
             callbacks += [
-                ValidateAtEnd(),
+                LastStep(),
                 self.samples,
                 RunRecord(metrics),
                 *_checkpoints(config["checkpoint_every"]),
@@ -142,14 +147,14 @@ class LMCommandLine(LightningCLI):
         self.trainer.validate(**kwargs, weights_only=True, verbose=False)
 
     def after_fit(self) -> None:
-        trainer = self.trainer
-        if not trainer.is_global_zero or trainer.state.status != TrainerStatus.FINISHED:
+        log_dir = self.trainer.log_dir  # a collective: every process asks
+        if not self.trainer.is_global_zero or self.trainer.state.status != TrainerStatus.FINISHED:
             return
         if self.samples.latest:
             print(f"\nA story of this model:\n\n{self.samples.latest}\n")
         print(f"{self._loss_line()}; {self.metrics.elapsed():.0f} s of training, {self.metrics.tokens:,} tokens")
-        if trainer.log_dir is not None:
-            print(f"run folder:  {trainer.log_dir}")
+        if log_dir is not None:
+            print(f"run folder:  {Path(log_dir)}")
             print(f"curves:      tensorboard --logdir {LOGS}")
             print('more text:   python -m lm generate "Once upon a time"')
 
