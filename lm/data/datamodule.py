@@ -43,7 +43,7 @@ class TokenDataModule(LightningDataModule):
         vocab_size: int = 10_000,
         context_length: int = 256,
         batch_size: int = 128,
-        valid_batch_size: int = 64,
+        valid_batch_size: int = 32,
         seed: int = 0,
         data_dir: Path = Path("data"),
         tokenizers_dir: Path = Path("tokenizers"),

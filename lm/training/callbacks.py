@@ -48,7 +48,8 @@ class Samples(Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or data is None:
             return
         tokenizer = data.load_tokenizer()
-        with trainer.precision_plugin.forward_context():
+        on_cuda = trainer.strategy.root_device.type == "cuda"  # elsewhere bfloat16 decodes slower than float32
+        with torch.autocast("cuda", torch.bfloat16, enabled=on_cuda and "bf16" in str(trainer.precision)):
             self.latest = generate_text(
                 language_model(pl_module).net,
                 tokenizer,

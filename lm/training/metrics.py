@@ -35,8 +35,9 @@ def loss_metrics(prefix: str, loss: float, meta: SplitMeta) -> dict[str, float]:
 class Metrics(Callback):
     """Logs losses, rates and utilisation against steps, and losses against seconds of training.
 
-    The clock counts active training only: not validation, not the time between a stop and its resume. It is saved
-    in checkpoints, and so are the tokens seen. `latest` holds the newest figures for the progress bar.
+    The clock counts active training only: not validation and its samples, not the time between a stop and its
+    resume. It is saved in checkpoints, and so are the tokens seen. `latest` holds the newest figures for the
+    progress bar.
 
     Args:
         every: optimizer steps between logged training figures.
@@ -61,9 +62,6 @@ class Metrics(Callback):
         running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
         return self.seconds + running
 
-    def _start(self) -> None:
-        self._running_since = time.perf_counter()
-
     def _stop(self) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -71,8 +69,11 @@ class Metrics(Callback):
         self._running_since = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start()
         self._last = (self.seconds, self.tokens)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._running_since is None:
+            self._running_since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
@@ -116,9 +117,6 @@ class Metrics(Callback):
             _log(trainer, metrics, trainer.global_step)
             if trainer.training or self.seconds:
                 _log(trainer, {"val/loss_vs_seconds": module.valid_loss}, round(self.elapsed()))
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._start()
-
 
 def _log(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
     for logger in trainer.loggers:
