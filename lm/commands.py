@@ -80,8 +80,8 @@ def prepare(
         stories: size and seeds of source stories.
         workers: processes for counting and encoding; by default one a core.
     """
-    from lm.data import TokenFiles
-    from lm.data import prepare as prepare_data
+    from lm.data.prepare import prepare as prepare_data
+    from lm.data.tokens import TokenFiles
 
     prepared = prepare_data(
         source, train_text, valid_text, vocab_size, tokenizer, data_dir, tokenizers_dir, stories, workers

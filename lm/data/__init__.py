@@ -4,19 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lm.data.datamodule import TokenDataModule as TokenDataModule
-    from lm.data.prepare import PreparedData as PreparedData
-    from lm.data.prepare import prepare as prepare
     from lm.data.sampler import get_batch as get_batch
     from lm.data.tokens import TokenFiles as TokenFiles
 
 _HOMES = {
     "TokenDataModule": "datamodule",
-    "PreparedData": "prepare",
-    "prepare": "prepare",
     "get_batch": "sampler",
     "TokenFiles": "tokens",
 }
-__all__ = ["PreparedData", "TokenDataModule", "TokenFiles", "get_batch", "prepare"]
+__all__ = ["TokenDataModule", "TokenFiles", "get_batch"]
 
 
 def __getattr__(name: str) -> Any:

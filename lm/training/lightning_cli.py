@@ -31,6 +31,7 @@ def run(command: str, arguments: list[str], description: str) -> int:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")  # validate needs none
     warnings.filterwarnings("ignore", message=".*The dirpath has changed")  # each launch has a run folder of its own
     torch.set_float32_matmul_precision("high")
     if command == "validate" and not {"-h", "--help", "--print_config"} & set(arguments):
