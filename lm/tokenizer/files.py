@@ -1,0 +1,132 @@
+"""`vocab.json` and `merges.txt` in GPT-2's form, in which every byte is written as a printable character."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+VOCAB = "vocab.json"
+MERGES = "merges.txt"
+VERSION = "#version: 0.2"
+
+
+def _printable_bytes() -> dict[int, str]:
+    """GPT-2's `bytes_to_unicode`: Latin-1's printable characters stand for themselves, the rest from U+0100 on."""
+    itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return {byte: chr(byte if byte in itself else next(others)) for byte in range(256)}
+
+
+_TO_TEXT = _printable_bytes()
+_TO_BYTE = {character: byte for byte, character in _TO_TEXT.items()}
+
+
+def write(folder: Path, vocab: dict[int, bytes], merges: list[tuple[bytes, bytes]]) -> None:
+    """Write both files. A new folder appears with both in it; in an old one they are replaced one after the other."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        entries = {_to_text(vocab[id_]): id_ for id_ in sorted(vocab)}
+        text = json.dumps(entries, ensure_ascii=False, indent=0)
+        (temporary / VOCAB).write_text(text + "\n", encoding="utf-8", newline="\n")
+        lines = [VERSION, *(f"{_to_text(left)} {_to_text(right)}" for left, right in merges)]
+        (temporary / MERGES).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        if not folder.exists():
+            os.replace(temporary, folder)
+            return
+        for name in (MERGES, VOCAB):
+            os.replace(temporary / name, folder / name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_vocab(path: Path) -> dict[int, bytes]:
+    """Id to bytes.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it is not a JSON object of distinct tokens and distinct ids.
+    """
+    try:
+        entries = json.loads(_read(path), object_pairs_hook=_Object)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not JSON ({error.msg}); fetch or train it again") from None
+    if not isinstance(entries, _Object):
+        raise ValueError(f"{path} is not a JSON object of tokens and ids; fetch or train it again")
+    vocab: dict[int, bytes] = {}
+    seen: set[str] = set()
+    for text, id_ in entries:
+        if type(id_) is not int or id_ < 0:
+            raise ValueError(f"{path}: token {text!r} has the id {id_!r}; ids are whole numbers from 0")
+        if text in seen:
+            raise ValueError(f"{path}: token {text!r} is there twice; keep one")
+        if id_ in vocab:
+            raise ValueError(f"{path}: id {id_} is given twice, the second time to {text!r}; keep one")
+        seen.add(text)
+        vocab[id_] = _to_bytes(text, str(path))
+    return vocab
+
+
+def read_merges(path: Path) -> list[tuple[bytes, bytes]]:
+    """Pairs of tokens, in order.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: a line is not two tokens with a space between them.
+    """
+    return list(_merge_lines(path))
+
+
+def _merge_lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        where = f"{path}, line {number}"
+        parts = line.split(" ")
+        if len(parts) != 2 or not all(parts):
+            raise ValueError(
+                f"{where}: {line!r} is not two tokens with one space between them; fetch or train it again"
+            )
+        yield _to_bytes(parts[0], where), _to_bytes(parts[1], where)
+
+
+def special_tokens(vocab: dict[int, bytes], merges: list[tuple[bytes, bytes]]) -> list[str]:
+    """The entries that are neither single bytes nor made by a merge, by id. Raises ValueError if one is not text."""
+    made = {left + right for left, right in merges}
+    tokens = [vocab[id_] for id_ in sorted(vocab) if len(vocab[id_]) != 1 and vocab[id_] not in made]
+    try:
+        return [token.decode() for token in tokens]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"token {error.object!r} of the vocabulary is not a byte, not made by a merge, and not text; "
+            "the vocabulary and the merges do not belong together"
+        ) from None
+
+
+class _Object(list[tuple[str, object]]):
+    """A JSON object as its entries, so that doubled keys show."""
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no tokenizer file {path}; check the path, or train a tokenizer first")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 at offset {error.start}; fetch or train it again") from None
+
+
+def _to_text(token: bytes) -> str:
+    return "".join([_TO_TEXT[byte] for byte in token])
+
+
+def _to_bytes(text: str, where: str) -> bytes:
+    try:
+        return bytes([_TO_BYTE[character] for character in text])
+    except KeyError as error:
+        raise ValueError(
+            f"{where}: {error.args[0]!r} in {text!r} stands for no byte in GPT-2's form; fetch or train it again"
+        ) from None

@@ -1,0 +1,180 @@
+"""The BPE trainer (Sennrich et al. 2016, on bytes as in GPT-2), with incremental pair counts."""
+
+import heapq
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lm.tokenizer.pretokenize import PRE_TOKEN, SPAN, Span, SpecialTokens, read_text, text_file
+from lm.tokenizer.workers import map_spans
+
+log = logging.getLogger("lm")
+
+Pair = tuple[int, int]
+NUM_BYTES = 256
+_COMPLEMENT = bytes(range(255, -1, -1))
+
+
+def train_bpe(
+    input_path: str | Path | list[str | Path] | list[str] | list[Path],
+    vocab_size: int,
+    special_tokens: list[str],
+    num_workers: int | None = None,
+    progress: bool = False,
+) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
+    """Train a byte-level BPE tokenizer.
+
+    The most frequent pair of tokens within pre-tokens is merged first; of equally frequent ones the lexicographically
+    greater pair of byte strings. Special tokens split the text and are not counted.
+
+    Args:
+        input_path: a UTF-8 text file, or several; each is a document border.
+        vocab_size: 256 bytes, the special tokens and the merges together.
+        special_tokens: each gets an id and is never merged.
+        num_workers: processes that count pre-tokens; by default one a core.
+        progress: show a bar for counting and one for merging.
+
+    Returns:
+        vocab: id to bytes: 0 to 255 the bytes, then the special tokens as given, then the merges in order.
+        merges: the pairs, first merged first. Fewer than asked for, with a warning, if the text has no more pairs.
+
+    Raises:
+        ValueError: vocab_size is too small, a special token is empty, doubled or one byte long, or a file is not UTF-8.
+        FileNotFoundError: there is no such file.
+    """
+    specials = SpecialTokens(special_tokens)
+    smallest = NUM_BYTES + len(special_tokens)
+    if vocab_size < smallest:
+        raise ValueError(
+            f"vocab_size is {vocab_size}, but 256 bytes and {len(special_tokens)} special tokens need "
+            f"at least {smallest}; raise it"
+        )
+    for token in special_tokens:
+        if len(token.encode()) == 1:
+            raise ValueError(f"special token {token!r} is a single byte, which has an id already; make it longer")
+    paths = [text_file(path) for path in (input_path if isinstance(input_path, list) else [input_path])]
+    counts = _count_pre_tokens(paths, specials, num_workers, progress)
+    tokens = [bytes([byte]) for byte in range(NUM_BYTES)] + [token.encode() for token in special_tokens]
+    merges = _merge(counts, tokens, vocab_size, progress)
+    if len(tokens) < vocab_size:
+        log.warning("the text has no more pairs to merge: asked for %d tokens, reached %d", vocab_size, len(tokens))
+    return dict(enumerate(tokens)), merges
+
+
+def _count_pre_tokens(
+    paths: list[Path], specials: SpecialTokens, num_workers: int | None, progress: bool
+) -> Counter[str]:
+    spans = [span for path in paths for span in specials.spans(path, at=specials.tokens)]
+    counts: Counter[str] = Counter()
+    label = "counting" if progress else None
+    with closing(map_spans(partial(_count_span, specials.tokens), spans, num_workers, label)) as parts:
+        for part in parts:
+            counts.update(part)
+    return counts
+
+
+def _count_span(special_tokens: list[str], span: Span) -> Iterator[tuple[int, Counter[str]]]:
+    """Pre-tokens of a span, yielded about every SPAN bytes with the bytes they come from."""
+    specials = SpecialTokens(special_tokens)
+    counts: Counter[str] = Counter()
+    num_bytes = 0
+    for piece in specials.stream(read_text(span)):
+        for text in specials.split(piece)[::2]:
+            counts.update(PRE_TOKEN.findall(text))
+        num_bytes += len(piece.encode())
+        if num_bytes >= SPAN:
+            yield num_bytes, counts
+            counts, num_bytes = Counter(), 0
+    yield num_bytes, counts
+
+
+def _merge(counts: Counter[str], tokens: list[bytes], vocab_size: int, progress: bool) -> list[tuple[bytes, bytes]]:
+    """Merge until there are vocab_size tokens or no pairs; adds to `tokens` and returns the merges."""
+    words = [list(pre_token.encode()) for pre_token in counts]
+    frequencies = list(counts.values())
+    pair_counts: defaultdict[Pair, int] = defaultdict(int)
+    # Words that hold a pair, or did: looking at one in vain does no harm.
+    pair_words: defaultdict[Pair, list[int]] = defaultdict(list)
+    for index, (word, frequency) in enumerate(zip(words, frequencies, strict=True)):
+        for pair in pairwise(word):
+            pair_counts[pair] += frequency
+        for pair in set(pairwise(word)):
+            pair_words[pair].append(index)
+
+    keys = [_descending(token) for token in tokens]
+    # Old counts only fall while merging, so an entry of the heap is never too low: one that is out of date
+    # goes back with its present count when it comes to the top. Pairs with a new token get an entry at once.
+    heap = [(-count, keys[a], keys[b], (a, b)) for (a, b), count in pair_counts.items()]
+    heapq.heapify(heap)
+    ids = {token: id_ for id_, token in enumerate(tokens)}
+    merges: list[tuple[bytes, bytes]] = []
+    with tqdm(total=vocab_size - len(tokens), desc="merging", unit="merge", disable=not progress) as bar:
+        while heap and len(tokens) < vocab_size:
+            entry = heapq.heappop(heap)
+            pair = entry[3]
+            count = pair_counts.get(pair, 0)
+            if count != -entry[0]:
+                if count:
+                    heapq.heappush(heap, (-count, *entry[1:]))
+                continue
+            left, right = tokens[pair[0]], tokens[pair[1]]
+            merges.append((left, right))
+            # Tokens are byte strings: another pair may have made this one before.
+            product = ids.setdefault(left + right, len(tokens))
+            if product == len(tokens):
+                tokens.append(left + right)
+                keys.append(_descending(left + right))
+                bar.update()
+            changed: set[Pair] = set()
+            for index in pair_words.pop(pair):
+                word = _merge_word(words[index], pair, product, frequencies[index], pair_counts, changed)
+                if len(word) < len(words[index]):
+                    words[index] = word
+                    for new_pair in set(pairwise(word)):
+                        if product in new_pair:
+                            pair_words[new_pair].append(index)
+            pair_counts.pop(pair, None)
+            for a, b in changed:
+                if pair_counts[a, b]:
+                    heapq.heappush(heap, (-pair_counts[a, b], keys[a], keys[b], (a, b)))
+    return merges
+
+
+def _merge_word(
+    word: list[int], pair: Pair, product: int, frequency: int, pair_counts: defaultdict[Pair, int], changed: set[Pair]
+) -> list[int]:
+    """The word with every occurrence of the pair replaced; keeps the counts, and notes the pairs that gained."""
+    a, b = pair
+    merged: list[int] = []
+    position, last = 0, len(word) - 1
+    while position <= last:
+        if position < last and word[position] == a and word[position + 1] == b:
+            if merged:
+                pair_counts[merged[-1], a] -= frequency
+                pair_counts[merged[-1], product] += frequency
+                changed.add((merged[-1], product))
+            if position + 1 < last:
+                follower = word[position + 2]
+                pair_counts[b, follower] -= frequency
+                pair_counts[product, follower] += frequency
+                changed.add((product, follower))
+            merged.append(product)
+            position += 2
+        else:
+            merged.append(word[position])
+            position += 1
+    return merged
+
+
+def _descending(token: bytes) -> str:
+    """A key that sorts tokens from the greatest to the least, for a heap that yields the least key first.
+
+    The bytes' complements, and an end above them all, as of two tokens that begin alike the longer is the greater.
+    """
+    return token.translate(_COMPLEMENT).decode("latin-1") + "\u0100"
