@@ -112,7 +112,6 @@ def _merge(counts: Counter[str], tokens: list[bytes], vocab_size: int, progress:
     # goes back with its present count when it comes to the top. Pairs with a new token get an entry at once.
     heap = [(-count, keys[a], keys[b], (a, b)) for (a, b), count in pair_counts.items()]
     heapq.heapify(heap)
-    ids = {token: id_ for id_, token in enumerate(tokens)}
     merges: list[tuple[bytes, bytes]] = []
     with tqdm(total=vocab_size - len(tokens), desc="merging", unit="merge", disable=not progress) as bar:
         while heap and len(tokens) < vocab_size:
@@ -125,12 +124,11 @@ def _merge(counts: Counter[str], tokens: list[bytes], vocab_size: int, progress:
                 continue
             left, right = tokens[pair[0]], tokens[pair[1]]
             merges.append((left, right))
-            # Tokens are byte strings: another pair may have made this one before.
-            product = ids.setdefault(left + right, len(tokens))
-            if product == len(tokens):
-                tokens.append(left + right)
-                keys.append(_descending(left + right))
-                bar.update()
+            # Always a new token: equal bytes between the same borders have gone through the same merges.
+            product = len(tokens)
+            tokens.append(left + right)
+            keys.append(_descending(left + right))
+            bar.update()
             changed: set[Pair] = set()
             for index in pair_words.pop(pair):
                 word = _merge_word(words[index], pair, product, frequencies[index], pair_counts, changed)

@@ -62,9 +62,9 @@ def test_processes_encode_the_same(
     long: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(0)
-    lengths = rng.choices([0, 1, 30, 3000], k=5000)
     characters = [*"the café's\n", "<|pad|>"]
-    text = f"\n{END_OF_TEXT}\n".join("".join(rng.choices(characters, k=length)) for length in lengths)
+    documents = ["".join(rng.choices(characters, k=length)) for length in (0, 1, 30, 3000) for _ in range(50)]
+    text = f"\n{END_OF_TEXT}\n".join(rng.choices(documents, k=5000))
     path = write(tmp_path / "text.txt", text)
     assert path.stat().st_size > 2 * workers.SPAN
     alone = encode_file(tokenizer, path, tmp_path / "alone.npy", num_workers=1)

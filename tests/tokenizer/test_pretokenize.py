@@ -41,14 +41,16 @@ def test_bad_specials(tokens: list[str]) -> None:
         SpecialTokens(tokens)
 
 
-@pytest.mark.parametrize("tokens", [[], ["<|a|>"], ["ab", "ba", "aab", "b'"], ["<|", "<||>", "<|<|a", " a", "\n\n"]])
+@pytest.mark.parametrize(
+    "tokens", [[], ["<|a|>"], ["ab", "ba", "aab", "b'"], ["<|", "<||>", "<|<|a", " a", "\n\n"], ["a!b 1", "1a"]]
+)
 def test_stream_pieces_can_be_taken_alone(tokens: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretokenize, "WINDOW", 12)
     specials = SpecialTokens(tokens)
     rng = random.Random(0)
     num_pieces = 0
     for _ in range(3000):
-        text = "".join(rng.choices(ALPHABET, k=rng.randrange(60)))
+        text = "".join(rng.choices([*ALPHABET, *tokens], k=rng.randrange(60)))
         chunks, rest = [], text
         while rest:
             size = rng.randrange(1, 30)
