@@ -57,7 +57,7 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}; give a file of {LOGS}/version_N/checkpoints")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint ({reason}); use another one of the run") from None
     if not isinstance(checkpoint, dict) or "lm" not in checkpoint:
