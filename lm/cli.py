@@ -16,6 +16,7 @@ COMMANDS = {
     "fit": "train a model: text, tokenizer, tokens, training, validation and a story, in one go",
     "validate": "validation loss of a run's best checkpoint (of the newest run, without further words)",
     "generate": "write text with a run's best checkpoint (of the newest run, without further words)",
+    "sweep": "run a study: many trainings that differ in a few keys",
     "prepare": "make the text, the tokenizer and the token files of a source, without training",
     "train-tokenizer": "train a byte-level BPE tokenizer on a text file",
     "encode": "turn a text file into a file of token ids",

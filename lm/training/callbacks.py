@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lm import __version__
 from lm.generation import SamplingConfig, generate_text
 from lm.tokenizer import END_OF_TEXT
-from lm.training.metrics import Metrics, language_model, loss_metrics
+from lm.training.metrics import DivergedError, Metrics, language_model, loss_metrics
+from lm.training.resume import DIVERGED
 
 
 class LastStep(Callback):
@@ -81,6 +83,7 @@ class RunRecord(Callback):
         device = trainer.strategy.root_device
         self.facts = {
             "command": ["python", "-m", "lm", *sys.argv[1:]],
+            "status": "running",
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
@@ -104,9 +107,34 @@ class RunRecord(Callback):
         self.facts["training_seconds"] = round(self.metrics.elapsed(), 1)
         self.facts["tokens_seen"] = self.metrics.tokens
         self.facts["result"] = loss_metrics("val", module.valid_loss, module.data.valid_meta)
+        self.facts["best_loss"] = min(self.facts.get("best_loss", float("inf")), module.valid_loss)
         self._write(self.folder)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end("finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._end(DIVERGED if isinstance(exception, DivergedError) else "interrupted")
+
+    def _end(self, status: str) -> None:
+        if self.folder is not None:
+            self.facts["status"] = status
+            self._write(self.folder)
 
     def _write(self, folder: Path) -> None:
         temporary = folder / "run.json.tmp"
         temporary.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, folder / "run.json")
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """last.ckpt every so many optimizer steps and when training is cut off, but never of a diverged model."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__(
+            filename="last", every_n_train_steps=every, enable_version_counter=False, save_on_exception=True
+        )
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, DivergedError):
+            super().on_exception(trainer, pl_module, exception)

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lm.data.datamodule import TokenDataModule
-from lm.training.callbacks import LastStep, RunRecord, Samples
+from lm.training.callbacks import LastCheckpoint, LastStep, RunRecord, Samples
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
 from lm.training.progress import StepProgress
@@ -104,6 +104,7 @@ class LMCommandLine(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--eval_every", type=int, default=250, help="optimizer steps between validations")
         parser.add_argument("--checkpoint_every", type=int, default=250, help="optimizer steps between last.ckpt's")
+        parser.add_argument("--run_folder", type=Path | None, help=f"folder of the run; by default {LOGS}/version_N")
         parser.link_arguments("model.net.vocab_size", "data.vocab_size")
         parser.link_arguments("model.net.context_length", "data.context_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -138,7 +139,7 @@ class LMCommandLine(LightningCLI):
         self.metrics = metrics
         config_init = self.config_init[str(self.subcommand)]["trainer"]
         if config_init.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(".", name=str(LOGS)) if self.subcommand == "fit" else False
+            kwargs["logger"] = _logger(config["run_folder"]) if self.subcommand == "fit" else False
         return super().instantiate_trainer(callbacks=[*(config_init.get("callbacks") or []), *callbacks], **kwargs)
 
     def fit(self, **kwargs: Any) -> None:
@@ -179,6 +180,14 @@ class LMCommandLine(LightningCLI):
         return line
 
 
+def _logger(folder: Path | None) -> TensorBoardLogger:
+    if folder is None:
+        return TensorBoardLogger(".", name=str(LOGS))
+    if (folder / "checkpoints").exists():
+        raise FileExistsError(f"run_folder {folder} already holds a run; name another folder")
+    return TensorBoardLogger(folder.parent, name="", version=folder.name)
+
+
 def _checkpoints(every: int) -> list[Callback]:
     """best.ckpt by validation loss, and last.ckpt every so many steps and when training is cut off."""
     best = ModelCheckpoint(
@@ -187,10 +196,4 @@ def _checkpoints(every: int) -> list[Callback]:
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    last = ModelCheckpoint(
-        filename="last",
-        every_n_train_steps=every,
-        enable_version_counter=False,
-        save_on_exception=True,
-    )
-    return [best, last]
+    return [best, LastCheckpoint(every)]

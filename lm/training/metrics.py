@@ -11,6 +11,11 @@ from lm.accounting import model_flop_utilisation, peak_flops
 from lm.data.tokens import SplitMeta
 from lm.training.module import LanguageModel
 
+
+class DivergedError(ValueError):
+    """The training loss is no longer a number, or far above that of guessing."""
+
+
 LARGEST_EXPONENT = 20.0  # perplexities are shown up to e^20
 
 
@@ -90,6 +95,7 @@ class Metrics(Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step % self.every:
             return
         loss = module.pop_train_loss()
+        _require_sense(loss, module, trainer.global_step)
         now = (self.elapsed(), self.tokens)
         tokens_per_second = (now[1] - self._last[1]) / max(now[0] - self._last[0], 1e-9)
         self._last = now
@@ -112,11 +118,23 @@ class Metrics(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = language_model(pl_module)
         if module.data is not None and not trainer.sanity_checking:
+            if trainer.state.fn == "fit":
+                _require_sense(module.valid_loss, module, trainer.global_step)
             self.latest["val loss"] = module.valid_loss
             metrics = loss_metrics("val", module.valid_loss, module.data.valid_meta)
             _log(trainer, metrics, trainer.global_step)
             if trainer.training or self.seconds:
                 _log(trainer, {"val/loss_vs_seconds": module.valid_loss}, round(self.elapsed()))
+
+
+def _require_sense(loss: float, module: LanguageModel, step: int) -> None:
+    guessing = math.log(module.config.vocab_size)
+    if not loss < 2 * guessing:  # also true of NaN
+        raise DivergedError(
+            f"training diverged: the loss is {loss:.4g} at step {step} (guessing: {guessing:.2f}) and the gradient "
+            f"norm {float(module.gradient_norm):.4g}; lower model.optimizer.max_learning_rate or raise warmup_iters"
+        )
+
 
 def _log(trainer: Trainer, metrics: dict[str, float], step: int) -> None:
     for logger in trainer.loggers:

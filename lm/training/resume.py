@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("lm")
 
 FORMAT = 1
+DIVERGED = "diverged"  # status in run.json
 CHANGEABLE = ("net.dropout", "net.attention")  # these change neither the weights' shapes nor their meaning
 
 

@@ -1,0 +1,1 @@
+"""Studies over many runs, and reports on them."""

@@ -1,0 +1,102 @@
+"""Studies run what is missing, survive a kill, and keep diverged runs as results."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lm.experiments.study import Space, Study
+
+SWEEP = """
+import sys
+import lm.experiments.sweep as sweep
+sweep.HEARTBEAT, sweep.GRACE = 1, 2
+from lm.cli import main
+sys.exit(main(["sweep", *sys.argv[1:]]))
+"""
+
+
+def study_file(folder: Path, config: Path, rates: list[float]) -> Path:
+    path = folder / "study.yaml"
+    search = {"model.optimizer.max_learning_rate": {"values": rates}}
+    fixed: dict[str, Any] = {"model.optimizer.min_learning_rate": 0.0, "trainer.log_every_n_steps": 1, "eval_every": 3}
+    study = {"name": "rates", "base": [str(config)], "search": search, "fixed": fixed}
+    path.write_text(json.dumps({"study": study}))
+    return path
+
+
+def start(folder: Path, path: Path) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", SWEEP, "--config", str(path)]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=-1, stderr=-1, text=True, env=environment, start_new_session=True
+    )
+
+
+def results(folder: Path) -> list[dict[str, Any]]:
+    runs = sorted(folder.glob("lightning_logs/rates/trial_*/run.json"))
+    return [json.loads(run.read_text()) for run in runs]
+
+
+def test_killed_study_goes_on_and_diverged_runs_are_results(tmp_path: Path, tiny_config: Path) -> None:
+    path = study_file(tmp_path, tiny_config, [1e-2, 3e-3, 1e6])
+    first = start(tmp_path, path)
+    while not any(run["status"] == "finished" for run in results(tmp_path)):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.1)
+    time.sleep(1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    second = start(tmp_path, path)
+    shown, errors = second.communicate(timeout=200)
+    assert second.returncode == 0, errors
+    header, *rows = [line.split() for line in shown.splitlines()]
+    assert header == ["trial", "outcome", "loss", "model.optimizer.max_learning_rate"]
+    outcomes = {float(row[3]): (row[1], float(row[2])) for row in rows}
+    assert len(rows) == 3
+    assert outcomes[1e6] == ("diverged", math.inf)
+    for rate in (1e-2, 3e-3):
+        outcome, loss = outcomes[rate]
+        assert outcome == "complete"
+        assert 0 < loss < math.log(300)
+    again = start(tmp_path, path)
+    assert again.communicate(timeout=100)[0] == shown  # nothing left to do
+
+
+def test_failing_run_is_told_in_one_line(tmp_path: Path, tiny_config: Path) -> None:
+    path = study_file(tmp_path, tiny_config, [-1.0])
+    done = start(tmp_path, path)
+    _, errors = done.communicate(timeout=100)
+    assert done.returncode == 2
+    assert "min_learning_rate 0.0 must lie between 0 and max_learning_rate -1.0" in errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "a/b"}, "use letters"),
+        ({"search": {}}, "search is empty"),
+        ({"search": {"x": Space(low=0.0, high=1.0)}}, "needs values"),
+        ({"trials": 3}, "give trials for random and tpe only"),
+        ({"sampler": "tpe"}, "give trials for random and tpe only"),
+        ({"jobs": 0}, "jobs is 0"),
+    ],
+)
+def test_definitions_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = {"name": "a", "base": [], "search": {"x": Space(values=[1])}}
+    assert Study(**good).grid() == [{"x": 1}]
+    with pytest.raises(ValueError, match=message):
+        Study(**{**good, **changes})
+
+
+@pytest.mark.parametrize("space", [{}, {"values": [1], "low": 0.0, "high": 1.0}, {"low": 2.0, "high": 1.0}])
+def test_spaces_that_make_no_sense(space: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="either values or low < high"):
+        Space(**space)
