@@ -183,18 +183,19 @@ def _stories(folder: Path, corpus: StoryCorpus) -> TextFiles:
 
 def _story_file(text: Path, num_bytes: int, seed: int) -> float:
     """Nats of the stories in `text`, which are written first if they are not there, or not as they were written."""
+    from lm.data.stories import RULES_DIGEST, generate_stories
+
     record = text.with_suffix(".json")
     if text.exists() and record.exists():
         written = json.loads(record.read_text(encoding="utf-8"))
-        if written["bytes"] == text.stat().st_size:
+        if written["bytes"] == text.stat().st_size and written.get("rules") == RULES_DIGEST:
             return written["nats"]
-    from lm.data.stories import generate_stories
-
     log.info("writing stories to %s", text)
     part = text.with_name(f"{text.name}.part")
     nats = generate_stories(part, num_bytes, seed, progress=True)
     record_part = record.with_name(f"{record.name}.part")
-    record_part.write_text(json.dumps({"bytes": part.stat().st_size, "seed": seed, "nats": nats}), encoding="utf-8")
+    facts = {"bytes": part.stat().st_size, "seed": seed, "rules": RULES_DIGEST, "nats": nats}
+    record_part.write_text(json.dumps(facts), encoding="utf-8")
     # The text comes last: where it lies under its name, its record does too.
     os.replace(record_part, record)
     os.replace(part, text)

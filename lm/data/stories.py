@@ -4,6 +4,7 @@ A model of this text can be compared with a perfect one: the text's exact inform
 model can beat, comes with it.
 """
 
+import hashlib
 import os
 from pathlib import Path
 from random import Random
@@ -15,6 +16,7 @@ from lm.data.story_rules import RULES
 from lm.tokenizer import END_OF_TEXT
 
 STORIES = Grammar(RULES, "story")
+RULES_DIGEST = hashlib.sha256(repr(sorted(RULES.items())).encode()).hexdigest()
 
 
 def generate_stories(path: Path, num_bytes: int, seed: int, progress: bool = False) -> float:

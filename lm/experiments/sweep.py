@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ def run_study(definition: Study) -> list[dict[str, Any]]:
         raise ValueError("studies need Optuna, which is not installed; run: pip install -e '.[sweep]'") from None
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats are called so
     folder = LOGS / definition.name
     folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(

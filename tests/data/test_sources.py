@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -241,9 +240,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         path.write_text("x" * num_bytes)
         return num_bytes + seed / 8
 
-    module = ModuleType("lm.data.stories")
-    module.__dict__["generate_stories"] = generate_stories
-    monkeypatch.setitem(sys.modules, "lm.data.stories", module)
+    monkeypatch.setattr("lm.data.stories.generate_stories", generate_stories)
     return calls
 
 
@@ -265,17 +262,21 @@ def test_other_stories_lie_elsewhere(told: list[tuple[int, int]], tmp_path: Path
     assert [files.splits["valid"].stat().st_size for files in found] == [50, 60, 50]
 
 
-@pytest.mark.parametrize("loss", ["text", "record", "edit"])
-def test_stories_without_their_nats_are_written_anew(told: list[tuple[int, int]], tmp_path: Path, loss: str) -> None:
+@pytest.mark.parametrize("loss", ["text", "record", "edit", "rules"])
+def test_stories_without_their_nats_are_written_anew(
+    told: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
     corpus = StoryCorpus(100, 50)
     found = resolve_source("stories", tmp_path, corpus=corpus)
     train = found.splits["train"]
     if loss == "edit":
         train.write_text("another text")
+    elif loss == "rules":
+        monkeypatch.setattr("lm.data.stories.RULES_DIGEST", "of a later version")
     else:
         (train if loss == "text" else train.with_suffix(".json")).unlink()
     assert resolve_source("stories", tmp_path, corpus=corpus) == found
-    assert told == [(100, 0), (50, 1), (100, 0)]
+    assert told == [(100, 0), (50, 1), (100, 0), *([(50, 1)] if loss == "rules" else [])]
     assert train.stat().st_size == json.loads(train.with_suffix(".json").read_text())["bytes"] == 100
 
 
@@ -284,9 +285,7 @@ def test_stories_cut_off_leave_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path
         path.write_text("half a sto")
         raise KeyboardInterrupt
 
-    module = ModuleType("lm.data.stories")
-    module.__dict__["generate_stories"] = generate_stories
-    monkeypatch.setitem(sys.modules, "lm.data.stories", module)
+    monkeypatch.setattr("lm.data.stories.generate_stories", generate_stories)
     with pytest.raises(KeyboardInterrupt):
         resolve_source("stories", tmp_path)
     assert not (tmp_path / "stories" / "train.txt").exists()
