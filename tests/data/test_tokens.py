@@ -1,0 +1,119 @@
+"""Token files and their meta.json: what is damaged is named, with the way out."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lm.data.tokens import SplitMeta, TokenFiles, TokenMeta
+
+TRAIN, VALID = np.arange(100, dtype=np.uint16), np.arange(40, dtype=np.uint16)
+SPLIT = SplitMeta(tokens=100, bytes=400, documents=3, source_sha256="ab", nats=50.0)
+META = TokenMeta("cats", "tokenizers/cats", "cd", 300, SPLIT, replace(SPLIT, tokens=40, nats=None))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    np.save(tmp_path / "train.npy", TRAIN)
+    np.save(tmp_path / "valid.npy", VALID)
+    META.save(tmp_path)
+    return tmp_path
+
+
+def test_files_open_memory_mapped_as_they_were_saved(folder: Path) -> None:
+    files = TokenFiles(folder)
+    assert files.meta == META
+    assert isinstance(files.train, np.memmap)
+    np.testing.assert_array_equal(files.train, TRAIN)
+    np.testing.assert_array_equal(files.valid, VALID)
+    assert not files.train.flags.writeable
+    assert {p.name for p in folder.iterdir()} == {"train.npy", "valid.npy", "meta.json"}
+
+
+@pytest.mark.parametrize("name", ["train.npy", "valid.npy", "meta.json"])
+def test_missing_file(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        TokenFiles(folder)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (b"", "damaged"),
+        (b"no array", "damaged"),
+        ((lambda file: file[:-10]), "damaged"),
+        ((lambda file: file[:40]), "damaged"),
+    ],
+    ids=["empty", "noise", "truncated", "truncated header"],
+)
+def test_damaged_array(folder: Path, damaged: object, message: str) -> None:
+    path = folder / "train.npy"
+    path.write_bytes(damaged(path.read_bytes()) if callable(damaged) else damaged)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"train\.npy.*{message}.*delete .* and run again") as caught:
+        TokenFiles(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (TRAIN.astype(np.int64), "int64"),
+        (TRAIN.astype(np.float32), "float32"),
+        (TRAIN[:99], "99.*100 tokens"),
+        (TRAIN.reshape(10, 10), "10, 10"),
+    ],
+)
+def test_array_that_disagrees_with_meta(folder: Path, array: np.ndarray, message: str) -> None:
+    np.save(folder / "train.npy", array)
+    with pytest.raises(ValueError, match=rf"train\.npy.*{message}"):
+        TokenFiles(folder)
+
+
+def test_pickled_array_is_never_loaded(folder: Path) -> None:
+    np.save(folder / "train.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"train\.npy"):
+        TokenFiles(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 99}, "format 99, this version reads 1"),
+        ({"train": None}, "cannot be read"),
+        ({"surplus": 1}, "surplus"),
+    ],
+)
+def test_meta_of_another_kind(folder: Path, change: dict[str, object], message: str) -> None:
+    path = folder / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"meta\.json.*{message}"):
+        TokenFiles(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "7"])
+def test_meta_that_is_no_record(folder: Path, text: str) -> None:
+    (folder / "meta.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"meta\.json cannot be read .*delete the folder"):
+        TokenFiles(folder)
+
+
+def test_ids_beyond_the_vocabulary_are_found_in_either_file(folder: Path) -> None:
+    files = TokenFiles(folder)
+    files.check_ids(100)
+    with pytest.raises(ValueError, match=r"train\.npy holds token id 99, .* ends at 98; .*at least 100"):
+        files.check_ids(99)
+    np.save(folder / "valid.npy", np.where(VALID == 7, 5000, VALID).astype(np.uint16))
+    with pytest.raises(ValueError, match=r"valid\.npy holds token id 5000"):
+        TokenFiles(folder).check_ids(100)
+
+
+def test_bits_per_byte_by_hand() -> None:
+    # 100 tokens for 400 bytes: 2 ln 2 nats a token are 2 bits a token, over 4 bytes.
+    assert SPLIT.bytes_per_token == 4
+    assert SPLIT.bits_per_byte(2 * math.log(2)) == pytest.approx(0.5)
+    assert SPLIT.irreducible == pytest.approx(0.5)
+    assert META.valid.irreducible is None
