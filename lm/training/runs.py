@@ -10,6 +10,7 @@ import torch
 
 from lm.model import ModelConfig, TransformerLM
 from lm.tokenizer import Tokenizer
+from lm.training.resume import FORMAT
 
 LOGS = Path("lightning_logs")
 
@@ -60,8 +61,9 @@ def load(path: Path) -> dict[str, Any]:
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint ({reason}); use another one of the run") from None
-    if not isinstance(checkpoint, dict) or "lm" not in checkpoint:
-        raise ValueError(f"{path} was not written by lm; use a file of lightning_logs/version_N/checkpoints")
+    identity = checkpoint.get("lm") if isinstance(checkpoint, dict) else None
+    if not isinstance(identity, dict) or identity.get("format") != FORMAT:
+        raise ValueError(f"{path} was not written by this version of lm; use a file of {LOGS}/version_N/checkpoints")
     return checkpoint
 
 
