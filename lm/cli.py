@@ -20,7 +20,12 @@ COMMANDS = {
     "prepare": "make the text, the tokenizer and the token files of a source, without training",
     "train-tokenizer": "train a byte-level BPE tokenizer on a text file",
     "encode": "turn a text file into a file of token ids",
+    "export": "write a run as a folder that Hugging Face transformers opens",
+    "export-tokenizer": "write a tokenizer for Hugging Face transformers or tiktoken",
+    "import": "make a run of a Llama-style folder of Hugging Face transformers",
+    "import-tokenizer": "make a tokenizer folder of tokenizer.json, vocab.json and merges.txt, or a tiktoken rank file",
 }
+FUNCTIONS = {"import": "import_model"}  # where the command's name cannot be a function's
 PACKAGE = Path(__file__).parent
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -92,7 +97,7 @@ def run_tool(command: str, arguments: list[str]) -> int:
     """Parse a command's options from the function's signature, and call it."""
     from jsonargparse import ArgumentParser
 
-    function = getattr(importlib.import_module("lm.commands"), command.replace("-", "_"))
+    function = getattr(importlib.import_module("lm.commands"), FUNCTIONS.get(command, command.replace("-", "_")))
     parser = ArgumentParser(prog=f"python -m lm {command}", description=COMMANDS[command], exit_on_error=False)
     many = {"generate": "prompts"}.get(command)
     if many:
