@@ -24,8 +24,20 @@ COMMANDS = {
     "export-tokenizer": "write a tokenizer for Hugging Face transformers or tiktoken",
     "import": "make a run of a Llama-style folder of Hugging Face transformers",
     "import-tokenizer": "make a tokenizer folder of tokenizer.json, vocab.json and merges.txt, or a tiktoken rank file",
+    "account": "parameters, FLOPs, memory and time of a model, worked out without running it",
 }
 FUNCTIONS = {"import": "import_model"}  # where the command's name cannot be a function's
+# What signatures do not make: lists of words without an option's name, and options without a value.
+LISTS = {
+    "generate": ("prompts", "texts to continue; none: a new document"),
+    "account": ("models", "a preset, a YAML configuration or a run folder, then overlays; none: tinystories"),
+}
+SWITCHES = {
+    "account": {
+        "checkpointing": "keep each block's input only, and compute the block again in the backward pass",
+        "json": "print JSON instead of a table",
+    }
+}
 PACKAGE = Path(__file__).parent
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -99,10 +111,15 @@ def run_tool(command: str, arguments: list[str]) -> int:
 
     function = getattr(importlib.import_module("lm.commands"), FUNCTIONS.get(command, command.replace("-", "_")))
     parser = ArgumentParser(prog=f"python -m lm {command}", description=COMMANDS[command], exit_on_error=False)
-    many = {"generate": "prompts"}.get(command)
-    if many:
-        parser.add_argument(many, nargs="*", type=str, default=[], help="texts to continue; none: a new document")
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip={many} if many else set())
+    switches = SWITCHES.get(command, {})
+    added: set[str | int] = set(switches)
+    if command in LISTS:
+        name, text = LISTS[command]
+        added.add(name)
+        parser.add_argument(name, nargs="*", type=str, default=[], help=text)
+    for name, text in switches.items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
+    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=added)
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     options = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
     options.pop("config", None)

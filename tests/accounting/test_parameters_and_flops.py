@@ -3,33 +3,31 @@
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from lm.accounting import count_parameters, forward_flops, model_flop_utilisation, peak_flops, training_flops_per_token
+from lm.accounting import (
+    PRESETS,
+    count_parameters,
+    forward_flops,
+    model_flop_utilisation,
+    norm_flops,
+    optimizer_step,
+    peak_flops,
+    training_flops_per_token,
+)
+from lm.accounting.parameters import count_block_parameters
 from lm.model import ModelConfig, TransformerLM
+from lm.optim import AdamW
 
-
-def gpt2(num_layers: int, d_model: int, num_heads: int) -> ModelConfig:
-    """A GPT-2 shape as the write-up computes it: every size keeps the largest one's feed-forward width."""
-    return ModelConfig(
-        vocab_size=50_257,
-        context_length=1024,
-        d_model=d_model,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        d_ff=6400,
-    )
-
-
-GPT2 = {
-    "small": gpt2(12, 768, 12),
-    "medium": gpt2(24, 1024, 16),
-    "large": gpt2(36, 1280, 20),
-    "xl": gpt2(48, 1600, 25),
-}
+# Every size as the write-up computes it, with the largest one's feed-forward width.
+GPT2 = {name: replace(PRESETS[f"gpt2-{name}"].net, d_ff=6400) for name in ("small", "medium", "large", "xl")}
 
 
 def component(name: str) -> str:
@@ -98,8 +96,33 @@ def test_parameters_of_the_tinystories_model() -> None:
 def test_flops_of_the_write_up(size: str, total: int) -> None:
     """Problem transformer_accounting (b) and (d); the write-up adds 2·D a token for each norm, no matrix product."""
     config = GPT2[size]
-    norms = (2 * config.num_layers + 1) * 2 * config.d_model * config.context_length
-    assert forward_flops(config).total == total - norms
+    assert forward_flops(config).total + norm_flops(config) == total
+
+
+@pytest.mark.parametrize(
+    ("size", "shares"),
+    [
+        ("small", (17.96, 67.34, 14.69)),
+        ("medium", (22.39, 69.97, 7.63)),
+        ("large", (25.82, 69.15, 5.03)),
+        ("xl", (29.44, 66.91, 3.65)),
+    ],
+)
+def test_shares_of_the_write_up(size: str, shares: tuple[float, float, float]) -> None:
+    """Its table of attention, feed-forward and output projection, in percent of its total."""
+    flops = forward_flops(GPT2[size])
+    total = flops.total + norm_flops(GPT2[size])
+    parts = (flops.attention_projections + flops.attention_scores, flops.ffn, flops.lm_head)
+    assert tuple(round(100 * part / total, 2) for part in parts) == shares
+
+
+def test_long_context() -> None:
+    """Problem transformer_accounting (e): scores grow with the square and become most of the work."""
+    short, long = (forward_flops(PRESETS["gpt2-xl"].net, length) for length in (1024, 16_384))
+    assert long.attention_scores == 256 * short.attention_scores
+    assert long.ffn == 16 * short.ffn
+    assert long.total == 149_522_795_724_800
+    assert round(long.attention_scores / long.total, 4) == 0.5515
 
 
 def test_flops_of_the_write_up_by_component() -> None:
@@ -130,6 +153,59 @@ def test_flops_are_those_that_torch_counts(ffn, tie_embeddings: bool, length: in
     with FlopCounterMode(display=False) as counter:
         logits.sum().backward()
     assert counter.get_total_flops() == 2 * 2 * forward_flops(config, length).total
+
+
+def test_flops_by_component_are_those_that_torch_counts() -> None:
+    # torch's counter has no rule for the CPU's fused kernel, so the manual one.
+    config = ModelConfig(vocab_size=300, context_length=16, d_model=32, num_layers=3, num_heads=4, attention="manual")
+    with FlopCounterMode(display=False, depth=4) as counter:
+        TransformerLM(config)(torch.zeros((2, 16), dtype=torch.long))
+    counts = {name: sum(by_operation.values()) for name, by_operation in counter.get_flop_counts().items()}
+    expected = forward_flops(config)
+    layers = [f"TransformerLM.layers.{index}" for index in range(3)]
+    assert sum(counts[f"{layer}.ffn"] for layer in layers) == 2 * expected.ffn
+    attention_flops = 2 * (expected.attention_projections + expected.attention_scores)
+    assert sum(counts[f"{layer}.attn"] for layer in layers) == attention_flops
+    assert counts["TransformerLM.lm_head"] == 2 * expected.lm_head
+
+
+class Traffic(TorchDispatchMode):
+    """Sums reads, writes and arithmetic of AdamW's multi-tensor operations."""
+
+    FLOPS: ClassVar = {"lerp": 3, "mul": 1, "addcmul": 3, "sqrt": 1, "div": 1, "add": 1, "addcdiv": 3}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.__name__.split(".")[0]
+        if name.startswith("_foreach"):
+            read = {t.data_ptr(): t.nbytes for t in tree_leaves(args) if isinstance(t, torch.Tensor)}
+            written = sum(t.nbytes for t in args[0])  # in place, or into as many new ones
+            self.bytes += sum(read.values()) + written
+            self.flops += self.FLOPS[name.removeprefix("_foreach_").rstrip("_")] * sum(t.numel() for t in args[0])
+        return out
+
+
+def test_optimizer_step_is_what_its_operations_move_and_compute() -> None:
+    config = ModelConfig(vocab_size=300, context_length=16, d_model=32, num_layers=3, num_heads=4)
+    model = TransformerLM(config)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with Traffic() as traffic:
+        AdamW(model.parameters()).step()
+    expected = optimizer_step(config)
+    assert (traffic.flops, traffic.bytes) == (expected.flops, expected.bytes_moved)
+    assert expected.bytes_moved_fused == 28 * count_parameters(config).total
+
+
+def test_parameters_in_blocks() -> None:
+    for position in ("pre", "post"):
+        config = ModelConfig(vocab_size=300, d_model=32, num_layers=3, num_heads=4, norm_position=position)
+        model = TransformerLM(config)
+        assert count_block_parameters(config) == sum(p.numel() for p in model.layers.parameters())
 
 
 def test_training_takes_three_forward_passes() -> None:

@@ -1,0 +1,194 @@
+"""Memory of training: what is kept, and how high it piles up.
+
+Activations are what autograd keeps for the backward pass of the model as it stands in lm/model, run eagerly: the
+tensors that each operation's derivative reads. They are counted operation by operation, and
+tests/accounting/test_memory.py holds them to the byte to `torch.autograd.graph.saved_tensors_hooks`. torch.compile
+keeps fewer, as it fuses operations and computes some again.
+
+Parameters, gradients, AdamW's moments and the residual stream are float32. Under bf16-mixed, matrix products and what
+lies between them are bfloat16, and every product makes a bfloat16 copy of its input and of its matrix; norms and loss
+stay float32.
+
+Letters: T time, D d_model, F d_ff, H heads, K head width, V vocabulary, L layers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lm.accounting.parameters import count_norms, count_parameters, ffn_matrices, has_final_norm
+from lm.model.config import ModelConfig
+
+TrainingPrecision = Literal["float32", "bf16-mixed"]
+WIDE = 4  # bytes of a float32
+ID = 8  # bytes of a token id in a batch, int64
+
+
+@dataclass(frozen=True)
+class Line:
+    """Bytes as a linear function of the batch: per_sequence · batch + fixed."""
+
+    per_sequence: int
+    fixed: int = 0
+
+    def at(self, batch_size: int) -> int:
+        return self.per_sequence * batch_size + self.fixed
+
+    def __add__(self, other: "Line") -> "Line":
+        return Line(self.per_sequence + other.per_sequence, self.fixed + other.fixed)
+
+    def __mul__(self, times: int) -> "Line":
+        return Line(self.per_sequence * times, self.fixed * times)
+
+
+def saved_activations(
+    config: ModelConfig, sequence_length: int, precision: TrainingPrecision, checkpointing: bool = False
+) -> dict[str, Line]:
+    """Bytes that autograd keeps from the forward to the backward pass, by component.
+
+    Args:
+        config: the model.
+        sequence_length: T in tokens.
+        precision: of the training run, as in `trainer.precision`.
+        checkpointing: keep each block's input only and compute the block again in the backward pass (Chen et al.
+            2016), as `torch.utils.checkpoint` around each block does.
+    """
+    time, width, layers = sequence_length, config.d_model, config.num_layers
+    saved = {"token ids and targets": Line(2 * time * ID)}
+    if config.dropout:  # a mask of one byte an element
+        saved["dropout of the embeddings"] = Line(time * width)
+    if checkpointing:
+        # A block's input is the residual stream; the positions are one tensor for all blocks.
+        saved["inputs of the blocks"] = Line(layers * time * width * WIDE, time * ID)
+    else:
+        saved |= {name: line * layers for name, line in _block(config, time, precision).items()}
+    if has_final_norm(config):
+        saved["final norm"] = _norm(config, time)
+    saved["lm_head"] = _product_input(config, time, precision, 1) + _narrow_copies(width * config.vocab_size, precision)
+    # Shifted logits (which gather keeps for their shape alone), their exponentials, and the sums under the logarithm.
+    saved["cross-entropy"] = Line(2 * time * config.vocab_size * WIDE + time * WIDE)
+    return saved
+
+
+def moments(
+    config: ModelConfig, sequence_length: int, precision: TrainingPrecision, checkpointing: bool = False
+) -> dict[str, Line]:
+    """Bytes in use when a training step of one micro-batch may be at its peak; the largest is the peak.
+
+    Parameters and AdamW's two moments are always there. Arguments as in `saved_activations`.
+
+    - loss: all activations are kept, and the loss is being computed: the logits, and under bf16-mixed their float32
+      copy, lie beside the two tensors of that size that are kept. The gradients of the step before are still there, as
+      Lightning clears them after the forward pass (and as micro-batches of one step need them).
+    - backward, last block: the gradients are gone but for the output projection's; the last block's activations are
+      still all there (computed again, with checkpointing), with the gradients that flow through its feed-forward.
+    - backward, first block: the gradients of all above it are there, and one block's activations.
+    - optimizer: all gradients, and AdamW's denominators for the largest group, the matrices.
+    """
+    counted = count_parameters(config)
+    total, vectors = counted.total, counted.norms
+    resident = Line(0, 3 * WIDE * total)
+    gradients = Line(0, WIDE * total)
+    saved = saved_activations(config, sequence_length, precision, checkpointing)
+    everything = _sum(saved)
+    above = _sum({name: saved[name] for name in ("final norm", "lm_head", "cross-entropy") if name in saved})
+    below_top = Line(everything.per_sequence - above.per_sequence, everything.fixed - above.fixed)
+    block = _sum(_block(config, sequence_length, precision))
+    flowing = _flowing(config, sequence_length, precision)
+    logits = sequence_length * config.vocab_size
+    below = (counted.attention + counted.ffn) // config.num_layers  # the block's own gradients, and what is below it
+    if not config.tie_embeddings:
+        below += counted.token_embeddings
+    head = Line(0, WIDE * config.vocab_size * config.d_model)
+    recomputed = block if checkpointing else Line(0)
+    return {
+        "loss": resident + gradients + everything + Line(logits * (WIDE if precision == "float32" else 2 + WIDE)),
+        "backward, last block": resident + head + below_top + recomputed + flowing,
+        "backward, first block": resident + Line(0, WIDE * (total - below)) + block + flowing,
+        "optimizer": resident + gradients + Line(0, WIDE * (total - vectors)),
+    }
+
+
+def largest_batch(at_moments: dict[str, Line], capacity: int) -> int:
+    """Most sequences whose every moment fits into `capacity` bytes; 0 if none does."""
+    fits = [
+        (capacity - line.fixed) // line.per_sequence if line.per_sequence else capacity
+        for line in at_moments.values()
+        if capacity >= line.fixed
+    ]
+    return max(0, min(fits)) if len(fits) == len(at_moments) else 0
+
+
+def _sum(lines: dict[str, Line]) -> Line:
+    return sum(lines.values(), Line(0))
+
+
+def _product_bytes(precision: TrainingPrecision) -> int:
+    """Bytes of an element of what a matrix product returns."""
+    return WIDE if precision == "float32" else 2
+
+
+def _block(config: ModelConfig, time: int, precision: TrainingPrecision) -> dict[str, Line]:
+    """What autograd keeps of one block."""
+    width, inner, narrow = config.d_model, config.ff_width, _product_bytes(precision)
+    matrices = ffn_matrices(config)
+    saved: dict[str, Line] = {}
+    if count_norms(config):
+        saved["norms"] = _norm(config, time) * 2
+    saved["attention projections"] = (
+        _product_input(config, time, precision, 3)  # q_proj, k_proj, v_proj; what output_proj reads is below
+        + _narrow_copies(4 * width**2, precision)
+    )
+    saved["attention"] = _attention(config, time, narrow)
+    # SwiGLU: w1 x, its sigmoid, silu, w3 x and their product for w2. Without the gate, silu is what w2 reads.
+    saved["ffn"] = (
+        _product_input(config, time, precision, matrices - 1)
+        + Line((5 if config.ffn == "swiglu" else 3) * time * inner * narrow)
+        + _narrow_copies(matrices * width * inner, precision)
+    )
+    if config.dropout:
+        saved["dropout"] = Line(2 * time * width)
+    return saved
+
+
+def _norm(config: ModelConfig, time: int) -> Line:
+    """RMSNorm: its input (for the square), input · scale (for the gain), and the scale, one a token."""
+    return Line((2 * time * config.d_model + time) * WIDE)
+
+
+def _attention(config: ModelConfig, time: int, narrow: int) -> Line:
+    heads, stream = config.num_heads, time * config.d_model * narrow
+    saved = Line(3 * stream)  # queries, keys (rotated) and values
+    if config.position == "rope":  # sines and cosines of T positions and K/2 frequencies, for queries and for keys
+        saved += Line(0, 4 * time * (config.head_width // 2) * WIDE)
+    if config.attention == "fused":
+        # The output, and the logarithm of each row's sum (Dao et al. 2022, section 3.1). The output is laid out as the
+        # queries are: rope leaves them head by head, so that output_proj reads a copy.
+        return saved + Line((2 if config.position == "rope" else 1) * stream + heads * time * WIDE)
+    # T×T exponentials in float32, the weights that multiply the values, each row's sum, and what output_proj reads;
+    # two inverted masks of bytes.
+    per_sequence = heads * time**2 * (WIDE + narrow) + heads * time * WIDE + stream
+    return saved + Line(per_sequence, 2 * time**2)
+
+
+def _product_input(config: ModelConfig, time: int, precision: TrainingPrecision, readers: int) -> Line:
+    """One tensor for all matrices that read it; autocast makes a bfloat16 copy for each of them."""
+    elements = time * config.d_model
+    return Line(elements * WIDE if precision == "float32" else elements * 2 * readers)
+
+
+def _narrow_copies(matrix_elements: int, precision: TrainingPrecision) -> Line:
+    """Autocast's bfloat16 copies of matrices, which the products keep; float32 products keep the parameters."""
+    return Line(0, 0 if precision == "float32" else 2 * matrix_elements)
+
+
+def _flowing(config: ModelConfig, time: int, precision: TrainingPrecision) -> Line:
+    """Gradients in flight in a block's backward pass, at its worse moment, beyond what the block keeps."""
+    narrow, residual = _product_bytes(precision), time * config.d_model * WIDE
+    inner = time * config.ff_width * narrow
+    in_ffn = residual + 2 * inner  # of both factors of the gate's product
+    if config.attention == "fused":
+        return Line(in_ffn)
+    # The quotient in softmax has six float32 tensors of T×T at once, in place of exponentials and weights; what the
+    # feed-forward kept is gone by then.
+    squares = config.num_heads * time**2 * (6 * WIDE - WIDE - narrow)
+    return Line(max(in_ffn, residual + squares - (5 if config.ffn == "swiglu" else 3) * inner))
