@@ -183,7 +183,7 @@ class LMCommandLine(LightningCLI):
 def _logger(folder: Path | None) -> TensorBoardLogger:
     if folder is None:
         return TensorBoardLogger(".", name=str(LOGS))
-    if (folder / "checkpoints").exists():
+    if (folder / "config.yaml").exists():
         raise FileExistsError(f"run_folder {folder} already holds a run; name another folder")
     return TensorBoardLogger(folder.parent, name="", version=folder.name)
 

@@ -30,6 +30,7 @@ def run_identity(module: "LanguageModel", data: "TokenDataModule | None") -> dic
         "net": asdict(module.config),
         "optimizer": asdict(module.optimizer_config),
         "data": data.identity() if data is not None else {},
+        "trainer": {"accumulate_grad_batches": module.trainer.accumulate_grad_batches},
         "max_steps": module.trainer.max_steps,
     }
 
@@ -43,14 +44,21 @@ def check_resume(checkpoint: Mapping[str, Any], now: Mapping[str, Any], training
         training: True when training goes on, False when only the weights are used.
 
     Raises:
-        ValueError: the checkpoint is not ours, or its model, tokenizer or (in training) data are not the command's.
+        ValueError: the checkpoint is not ours, its model, tokenizer or (in training) data and accumulation are not the
+            command's, or its training is already over.
     """
     saved = checkpoint.get("lm")
     if not isinstance(saved, Mapping) or saved.get("format") != FORMAT:
         raise ValueError("the checkpoint was not written by this version of lm; use one of its own .ckpt files")
+    if training and checkpoint["global_step"] >= now["max_steps"]:
+        raise ValueError(
+            f"the checkpoint is at step {checkpoint['global_step']} and trainer.max_steps is {now['max_steps']}; "
+            f"raise trainer.max_steps to train on"
+        )
     conflicts = []
-    for part in ("net", "data"):
-        for name, old, new in _differences(part, saved[part], now[part]):
+    # Positions in the data and in Lightning's loops are counted in micro-batches, hence the trainer's part.
+    for part in ("net", "data", "trainer"):
+        for name, old, new in _differences(part, saved.get(part, {}), now[part]):
             matters = training or part == "net" or name == "data.tokenizer"
             if name in CHANGEABLE:
                 log.warning("%s: %s from the command, the checkpoint had %s", name, new, old)

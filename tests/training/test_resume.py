@@ -12,8 +12,10 @@ IDENTITY: dict[str, Any] = {
     "net": {"d_model": 64, "dropout": 0.0},
     "optimizer": {"max_learning_rate": 1e-3, "betas": (0.9, 0.95)},
     "data": {"tokenizer": "abc", "seed": 0, "batch_size": 8},
+    "trainer": {"accumulate_grad_batches": 1},
     "max_steps": 100,
 }
+SAVED: dict[str, Any] = {"lm": IDENTITY, "global_step": 40}
 
 
 def changed(**parts: Any) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def changed(**parts: Any) -> dict[str, Any]:
 
 def test_same_run_passes_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     saved = changed(optimizer={"betas": [0.9, 0.95]})  # lists and tuples are the same thing in a checkpoint
-    check_resume({"lm": saved}, IDENTITY, training=True)
+    check_resume({**SAVED, "lm": saved}, IDENTITY, training=True)
     assert not caplog.records
 
 
@@ -36,11 +38,12 @@ def test_same_run_passes_in_silence(caplog: pytest.LogCaptureFixture) -> None:
         ({"data": {"seed": 1}}, "data.seed is 0 in the checkpoint and 1 here"),
         ({"data": {"tokenizer": "xyz"}}, "data.tokenizer is abc"),
         ({"data": {"batch_size": 16}}, "data.batch_size is 8"),
+        ({"trainer": {"accumulate_grad_batches": 2}}, "trainer.accumulate_grad_batches is 1 in the checkpoint and 2"),
     ],
 )
 def test_conflicts_are_refused_with_both_values(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check_resume({"lm": IDENTITY}, changed(**change), training=True)
+        check_resume(SAVED, changed(**change), training=True)
 
 
 @pytest.mark.parametrize(
@@ -53,15 +56,22 @@ def test_conflicts_are_refused_with_both_values(change: dict[str, Any], message:
 )
 def test_allowed_changes_are_said(change: dict[str, Any], message: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "lm"):
-        check_resume({"lm": IDENTITY}, changed(**change), training=True)
+        check_resume(SAVED, changed(**change), training=True)
     assert message in caplog.text
 
 
 def test_validation_asks_for_the_model_and_the_tokenizer_only(caplog: pytest.LogCaptureFixture) -> None:
-    check_resume({"lm": IDENTITY}, changed(data={"seed": 1, "batch_size": 3}, max_steps=5), training=False)
+    now = changed(data={"seed": 1, "batch_size": 3}, trainer={"accumulate_grad_batches": 4}, max_steps=5)
+    check_resume(SAVED, now, training=False)
     assert not caplog.records
     with pytest.raises(ValueError, match=r"data\.tokenizer"):
-        check_resume({"lm": IDENTITY}, changed(data={"tokenizer": "xyz"}), training=False)
+        check_resume(SAVED, changed(data={"tokenizer": "xyz"}), training=False)
+
+
+@pytest.mark.parametrize("max_steps", [40, 39])
+def test_training_that_is_over_is_not_resumed(max_steps: int) -> None:
+    with pytest.raises(ValueError, match=f"at step 40 and trainer.max_steps is {max_steps}; raise trainer.max_steps"):
+        check_resume(SAVED, changed(max_steps=max_steps), training=True)
 
 
 @pytest.mark.parametrize("checkpoint", [{}, {"lm": 3}, {"lm": {"format": 99}}])
