@@ -194,6 +194,14 @@ def test_backward_of_blocks(attention, precision: TrainingPrecision, recompute: 
     assert expected == pytest.approx(measured(config, 4, precision, recompute)["backward"], rel=0.06)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16-mixed"])
+def test_checkpointing_computes_the_last_block_again_above_all_inputs(precision: TrainingPrecision) -> None:
+    config = ModelConfig(32, 32, 32, 12, 2, 64)
+    line = {name: value.at(24) for name, value in moments(config, 32, precision, True).items()}
+    assert max(line, key=lambda name: line[name]) == "backward, last block"
+    assert line["backward, last block"] == pytest.approx(measured(config, 24, precision, True)["backward"], rel=0.05)
+
+
 def test_optimizer_state_is_two_floats_a_parameter() -> None:
     config = ModelConfig(**SMALL)
     model = TransformerLM(config)
