@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from lm.cli import main
 from lm.export.from_huggingface import import_model, model_config
+from lm.export.to_huggingface import write_llama
 from lm.generation import SamplingConfig, generate_text
 from lm.model import ModelConfig, TransformerLM
 from lm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
@@ -79,7 +80,9 @@ def test_export_is_the_same_model_and_comes_back_bit_equal(tmp_path: Path, token
     text = TEXT[:200] + END_OF_TEXT
     assert their_tokenizer(text)["input_ids"] == tokenizer.encode(text)
     assert their_tokenizer.decode(tokenizer.encode(text)) == text
-    assert theirs.generation_config.eos_token_id == tokenizer.special_ids[END_OF_TEXT]
+    for settings in (theirs.config, theirs.generation_config):
+        ids_of_end = [settings.bos_token_id, settings.eos_token_id, settings.pad_token_id]
+        assert ids_of_end == [tokenizer.special_ids[END_OF_TEXT]] * 3
 
     assert main(["import", str(tmp_path / "hf"), "--run_folder", str(tmp_path / "back")]) == 0
     back = find_run(tmp_path / "back").load_model()
@@ -88,6 +91,14 @@ def test_export_is_the_same_model_and_comes_back_bit_equal(tmp_path: Path, token
         assert torch.equal(weight, back.state_dict()[name]), name
     assert (back.lm_head.weight is back.token_embeddings.weight) == tied
     assert Tokenizer.from_folder(tmp_path / "back" / "tokenizer").digest == tokenizer.digest
+
+
+def test_without_end_of_text_no_id_of_another_llama_is_taken(tmp_path: Path) -> None:
+    write_llama(TransformerLM(CONFIG), Tokenizer({i: bytes([i]) for i in range(256)}, []), tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for settings in (theirs.config, theirs.generation_config):
+        assert settings.bos_token_id is settings.eos_token_id is settings.pad_token_id is None
+    assert AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"] == [97, 98]
 
 
 def test_greedy_text_is_the_same_for_200_tokens(tmp_path: Path, tokenizer: Tokenizer) -> None:
