@@ -35,6 +35,7 @@ ONLY_IN = {
     "lightning": ("training/", "data/datamodule.py"),
     "jsonargparse": ("cli.py",),
     "regex": ("tokenizer/",),
+    "numba": ("tokenizer/",),
     "huggingface_hub": ("data/hub.py",),
     "safetensors": ("export/",),
 }

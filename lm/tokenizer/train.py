@@ -12,12 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lm.tokenizer.pretokenize import PRE_TOKEN, SPAN, Span, SpecialTokens, read_text, text_file
-from lm.tokenizer.workers import map_spans
+from lm.tokenizer.workers import checked_workers, map_spans
 
 log = logging.getLogger("lm")
 
 Pair = tuple[int, int]
 NUM_BYTES = 256
+FAST_FROM = 8 << 20  # bytes of text from which compiled code is done sooner, though it takes a second to load
 _COMPLEMENT = bytes(range(255, -1, -1))
 
 
@@ -37,7 +38,7 @@ def train_bpe(
         input_path: a UTF-8 text file, or several; each is a document border.
         vocab_size: 256 bytes, the special tokens and the merges together.
         special_tokens: each gets an id and is never merged.
-        num_workers: processes that count pre-tokens; by default one a core.
+        num_workers: processes (for large texts: threads) that count pre-tokens; by default one a core.
         progress: show a bar for counting and one for merging.
 
     Returns:
@@ -59,9 +60,14 @@ def train_bpe(
         if len(token.encode()) == 1:
             raise ValueError(f"special token {token!r} is a single byte, which has an id already; make it longer")
     paths = [text_file(path) for path in (input_path if isinstance(input_path, list) else [input_path])]
-    counts = _count_pre_tokens(paths, specials, num_workers, progress)
     tokens = [bytes([byte]) for byte in range(NUM_BYTES)] + [token.encode() for token in special_tokens]
-    merges = _merge(counts, tokens, vocab_size, progress)
+    if sum(path.stat().st_size for path in paths) >= FAST_FROM:
+        from lm.tokenizer.fast import train  # imports numba
+
+        merges = train(paths, tokens, vocab_size, specials, checked_workers(num_workers), progress)
+    else:
+        counts = _count_pre_tokens(paths, specials, num_workers, progress)
+        merges = _merge(counts, tokens, vocab_size, progress)
     if len(tokens) < vocab_size:
         log.warning("the text has no more pairs to merge: asked for %d tokens, reached %d", vocab_size, len(tokens))
     return dict(enumerate(tokens)), merges

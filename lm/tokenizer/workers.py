@@ -28,6 +28,15 @@ LONG = 16 * SPAN  # bytes of a span whose results are too many to be sent in one
 _work: Work[Any] | None = None
 
 
+def checked_workers(num_workers: int | None) -> int:
+    """The number asked for, by default one a core. Raises ValueError if it is below 1."""
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers < 1:
+        raise ValueError(f"{num_workers} workers are too few; give at least 1")
+    return num_workers
+
+
 def map_spans(
     work: Work[Result], spans: list[Span], num_workers: int | None = None, label: str | None = None
 ) -> Generator[Result, None, None]:
@@ -46,10 +55,7 @@ def map_spans(
         ChildProcessError: a worker was killed.
         Exception: whatever `work` raises.
     """
-    if num_workers is None:
-        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if num_workers < 1:
-        raise ValueError(f"{num_workers} workers are too few; give at least 1")
+    num_workers = checked_workers(num_workers)
     total = sum(span.size for span in spans)
     with tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=label is None) as bar:
         if num_workers == 1 or len(spans) == 1 or total <= SMALL:

@@ -1,0 +1,153 @@
+"""The compiled scanner, counter and merger, held to the reference in plain Python."""
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import pytest
+import regex
+
+from lm.data.stories import generate_stories
+from lm.tokenizer import END_OF_TEXT, counting, train, train_bpe
+from lm.tokenizer.pretokenize import PRE_TOKEN, Span, SpecialTokens
+from lm.tokenizer.scanner import NUMBER, character_kinds, padded, valid_until
+
+SPECIALS = [END_OF_TEXT, "<|end", "<|", "ab", "ab cd", "'s", "é", " ", "\n\n", "12"]
+KINDS = character_kinds()
+
+
+def fast_counts(path: Path, special_tokens: list[str], num_threads: int = 1) -> Counter[str]:
+    spans = list(SpecialTokens(special_tokens).spans(path, at=special_tokens, size=1000))
+    flat, starts, counts = counting.count_spans(spans, special_tokens, num_threads, lambda _: None).words()
+    words = [flat[i:j].tobytes().decode() for i, j in pairwise(starts.tolist())]
+    assert len(set(words)) == len(words)
+    return Counter(dict(zip(words, counts.tolist(), strict=True)))
+
+
+def reference_counts(text: str, special_tokens: list[str]) -> Counter[str]:
+    parts = SpecialTokens(special_tokens).split(text)[::2]
+    return Counter(token for part in parts for token in PRE_TOKEN.findall(part))
+
+
+def random_texts(seed: int, number: int) -> list[str]:
+    """Texts with every kind of border between categories and scripts, contractions and special tokens among them."""
+    rng = random.Random(seed)
+    anything = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    pools = [
+        "abXZ'stdmlver ", " \n\t\r\u00a0\u2003\u3000\x0b\x1c\x85\u200b", "019٣½²Ⅷ", "!?.—“<|>", "éßжш中カ한ǅʰ",
+        "😀👍🏽\u200d\ufe0f", "\u0301\u0903", "a", " ", "\x00a ", anything,
+    ]  # fmt: skip
+    pieces = [*SPECIALS, "'ll", "'ve", "'re", "\n\t's", "'LL", " '", "\r\n", "<|endoftex", "don't", "x" * 7, "x" * 8]
+
+    def piece() -> str:
+        if rng.random() < 0.3:
+            return rng.choice(pieces)
+        return "".join(rng.choices(rng.choice(pools), k=rng.randint(1, 5)))
+
+    return ["".join(piece() for _ in range(rng.randint(0, 14))) for _ in range(number)]
+
+
+def test_kinds_are_those_of_regex() -> None:
+    rng = random.Random(0)
+    for code in [*range(0x3100), *rng.sample(range(0x3100, 0x110000), 20_000)]:
+        patterns = (r"[^\s\p{L}\p{N}]", r"\p{L}", r"\p{N}", r"\s")
+        assert [bool(regex.fullmatch(p, chr(code))) for p in patterns].index(True) == KINDS[code]
+    assert KINDS[ord("½")] == NUMBER
+
+
+def test_pre_tokens_of_random_texts(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    rng = random.Random(1)
+    for text in random_texts(2, 2000):
+        tokens = rng.sample(SPECIALS, rng.randint(0, 3))
+        path.write_bytes(text.encode())
+        assert fast_counts(path, tokens) == reference_counts(text, tokens), (text, tokens)
+
+
+@pytest.mark.parametrize("block", [64, 1000])
+@pytest.mark.parametrize("tokens", [[], [END_OF_TEXT], SPECIALS])
+def test_borders_of_blocks_spans_and_threads(
+    block: int, tokens: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counting, "BLOCK", block)
+    monkeypatch.setattr(counting, "FIRST_SIZE", 4)
+    texts = random_texts(3, 3000)
+    text = "".join([*texts, "b" * 3000, " " * 2000, *texts[:1000]])
+    path = tmp_path / "text.txt"
+    path.write_bytes(text.encode())
+    assert fast_counts(path, tokens, num_threads=3) == reference_counts(text, tokens)
+
+
+def test_malformed_utf8_is_found_where_python_finds_it() -> None:
+    rng = random.Random(4)
+    alphabet = [0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEF, 0xF0,
+                0xF1, 0xF4, 0xF5, 0xFF]  # fmt: skip
+    data, words = padded(16)
+    for _ in range(30_000):
+        raw = bytes(rng.choices(alphabet, k=rng.randint(1, 5))).rjust(rng.randint(1, 16), b"a")
+        try:
+            raw.decode()
+            expected = len(raw)
+        except UnicodeDecodeError as error:
+            expected = error.start
+        data[: len(raw)] = np.frombuffer(raw, np.uint8)
+        assert valid_until(data, words, 0, len(raw)) == expected, raw
+
+
+def test_malformed_files_are_named_with_the_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "FAST_FROM", 0)
+    path = tmp_path / "text.txt"
+    for raw, offset in ((b"caf\xe9 ", 3), (b"a" * 3_000_000 + b"\xff", 3_000_000), ("é".encode()[:1], 0)):
+        path.write_bytes(raw)
+        with pytest.raises(ValueError, match=f"not UTF-8: byte 0x{raw[offset]:02x} at offset {offset};"):
+            train_bpe(path, 300, [END_OF_TEXT])
+
+
+def train_both(
+    path: Path | list[Path], size: int, tokens: list[str], monkeypatch: pytest.MonkeyPatch, workers: int = 1
+) -> None:
+    expected = train_bpe(path, size, tokens, num_workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "FAST_FROM", 0)
+        assert train_bpe(path, size, tokens, num_workers=workers) == expected
+
+
+@pytest.mark.parametrize("alphabet", ["a", "ab", "ab ", "abc\n", "aé中", "a\x00\x7f", "aaab'sl "])
+def test_merges_of_small_alphabets(alphabet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(alphabet)
+    path = tmp_path / "text.txt"
+    for _ in range(20):
+        path.write_text("".join(rng.choices(alphabet, k=rng.randrange(200))), encoding="utf-8", newline="")
+        train_both(path, 256 + rng.randrange(60), [], monkeypatch)
+
+
+def test_trains_the_same_on_stories_and_random_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stories, random_text = tmp_path / "stories.txt", tmp_path / "random.txt"
+    generate_stories(stories, 400_000, seed=0)
+    random_text.write_bytes("".join(random_texts(5, 3000)).encode())
+    train_both([stories, random_text], 4000, [END_OF_TEXT], monkeypatch, workers=2)
+    train_both(random_text, 1000, [token for token in SPECIALS if len(token.encode()) > 1], monkeypatch)
+
+
+def test_stops_when_asked(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("never read")
+    stop = Event()
+    stop.set()
+    counts = counting.Counts()
+    counts.count_span(Span(path, 0, 10), KINDS, counting.special_arrays([]), stop, lambda _: None)
+    assert len(counts.words()[2]) == 0
+
+
+def test_small_texts_do_not_wait_for_numba(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a small text")
+    code = (
+        "import sys; from lm.tokenizer import train_bpe, Tokenizer\n"
+        "Tokenizer(*train_bpe('text.txt', 260, [])).encode('a text'); assert 'numba' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
