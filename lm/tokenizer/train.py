@@ -18,7 +18,7 @@ log = logging.getLogger("lm")
 
 Pair = tuple[int, int]
 NUM_BYTES = 256
-FAST_FROM = 8 << 20  # bytes of text from which compiled code is done sooner, though it takes a second to load
+FAST_FROM = 16 << 20  # bytes of text from which compiled code pays for its loading, and soon for compiling once
 _COMPLEMENT = bytes(range(255, -1, -1))
 
 
