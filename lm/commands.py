@@ -38,10 +38,10 @@ def generate(
     from lm.training.runs import find_run
 
     sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+    where = _device(device)
     found = find_run(run)
     print(f"generating with {found.checkpoint}", file=sys.stderr)
     tokenizer = found.load_tokenizer()
-    where = _device(device)
     model = found.load_model(where)
     prompts = prompts or [""]
     with torch.autocast(where, torch.bfloat16, enabled=where == "cuda"):
@@ -284,8 +284,9 @@ def _device(name: str) -> str:
     import torch
 
     if name != "auto":
-        if name == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no CUDA device; use --device cpu or auto")
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available[name]:
+            raise ValueError(f"there is no {name} device here; use --device cpu or auto")
         return name
     if torch.cuda.is_available():
         return "cuda"

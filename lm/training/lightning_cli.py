@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -140,7 +141,11 @@ class LMCommandLine(LightningCLI):
         config_init = self.config_init[str(self.subcommand)]["trainer"]
         if config_init.get("logger") in (None, True):
             kwargs["logger"] = _logger(config["run_folder"]) if self.subcommand == "fit" else False
-        return super().instantiate_trainer(callbacks=[*(config_init.get("callbacks") or []), *callbacks], **kwargs)
+        kwargs["callbacks"] = [*(config_init.get("callbacks") or []), *callbacks]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:  # Lightning's word on the user's trainer keys
+            raise ValueError(f"trainer: {error}") from None
 
     def fit(self, **kwargs: Any) -> None:
         self.trainer.fit(**kwargs, weights_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lm.data.datamodule import TokenDataModule
@@ -83,6 +84,11 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the data against the model, and compile if asked to."""
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            name = type(self.trainer.strategy).__name__
+            raise ValueError(
+                f"trainer.strategy {name} is not supported: the gradient norm needs whole tensors; use ddp"
+            )
         data = self.data
         if data is not None:
             if data.files.meta.vocab_size > self.config.vocab_size:

@@ -61,6 +61,8 @@ CASES = {
     "no checkpoint there": ((*TEXT, "--ckpt_path", "gone.ckpt"), r"gone\.ckpt"),
     "not a checkpoint": ((*TEXT, "--ckpt_path", "noise.ckpt"), r"noise\.ckpt"),
     "not our checkpoint": ((*TEXT, "--ckpt_path", "foreign.ckpt"), "not written by"),
+    "unknown accelerator": ((*TEXT, "--trainer.accelerator", "gpuu"), "gpuu"),
+    "sharded strategy": ((*TEXT, "--trainer.strategy", "fsdp"), "requires a GPU accelerator"),
     "no evaluation": ((*TEXT, "--eval_every", 0), "eval_every is 0"),
 }
 
@@ -87,6 +89,7 @@ TOOLS = {
     "no run": (("generate",), "no run with a checkpoint"),
     "run missing": (("generate", "--run", "runs/1"), "runs/1"),
     "validate without a run": (("validate",), "no run with a checkpoint"),
+    "no such device": (("generate", "--run", "noise.ckpt", "--device", "mps"), "no mps device"),
     "top_p": (("generate", "--top_p", 2), "top_p"),
     "tokenizer missing": (("encode", "tokenizers/none", "train.txt", "out.npy"), "tokenizers/none"),
     "tokenizer text missing": (("train-tokenizer", "gone.txt", "tokenizers/x"), r"gone\.txt"),

@@ -77,12 +77,11 @@ def test_budgets_are_those_of_the_readme(name: str, expected: int, capsys: pytes
 
 @pytest.mark.parametrize("path", MAIN, ids=lambda p: p.stem)
 def test_keys_are_commented(path: Path) -> None:
-    """Every key has a comment above it, or follows one in a row of keys of the same group."""
+    """Every key has a comment of its own right above it."""
     commented = False
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip() or line.rstrip().endswith(":"):
-            commented = line.rstrip().endswith(("model:", "net:"))  # shapes that ModelConfig's help explains
-        elif line.lstrip().startswith("#"):
+        if line.lstrip().startswith("#"):
             commented = True
-        else:
+        elif line.strip():
             assert commented, f"{path.name}:{number} has no comment: {line.strip()}"
+            commented = False
