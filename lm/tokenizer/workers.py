@@ -42,7 +42,7 @@ def map_spans(
 ) -> Generator[Result, None, None]:
     """What `work` yields for each span, in order; holds the results of a few spans at a time.
 
-    Closing the iterator, an error or Ctrl-C ends the processes at once.
+    Closing the iterator, an error or Ctrl-C ends the processes as soon as their current spans are done.
 
     Args:
         work: a generator function of one span.
@@ -93,8 +93,9 @@ def _map_in_processes(work: Work[Result], spans: list[Span], num_workers: int) -
             f"one of {num_workers} worker processes was killed, perhaps for want of memory; use fewer workers"
         ) from None
     finally:
-        our_end.close()
+        # Workers finish the span they are at: one that left while it sends a result would leave the pool waiting.
         pool.shutdown(cancel_futures=True)
+        our_end.close()
         parent_lives.close()
 
 
