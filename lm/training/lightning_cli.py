@@ -42,6 +42,9 @@ def run(command: str, arguments: list[str], description: str) -> int:
         trainer = LMCommandLine(command, description).trainer
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
+    finally:
+        if torch.distributed.is_initialized():  # gloo's threads abort an interpreter that ends before them
+            torch.distributed.destroy_process_group()
     if trainer.received_sigterm:
         return TERMINATED
     return INTERRUPTED if trainer.state.status == TrainerStatus.INTERRUPTED else 0
