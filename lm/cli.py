@@ -26,7 +26,19 @@ COMMANDS = {
     "import-tokenizer": "make a tokenizer folder of tokenizer.json, vocab.json and merges.txt, or a tiktoken rank file",
     "account": "parameters, FLOPs, memory and time of a model, worked out without running it",
 }
-FUNCTIONS = {"import": "import_model"}  # where the command's name cannot be a function's
+# Where in lm.commands each command is; fit and validate are in lm.training.
+FUNCTIONS = {
+    "generate": "generation.generate",
+    "sweep": "experiments.sweep",
+    "prepare": "data.prepare",
+    "train-tokenizer": "data.train_tokenizer",
+    "encode": "data.encode",
+    "export": "export.export",
+    "export-tokenizer": "export.export_tokenizer",
+    "import": "export.import_model",
+    "import-tokenizer": "export.import_tokenizer",
+    "account": "accounting.account",
+}
 # What signatures do not make: lists of words without an option's name, and options without a value.
 LISTS = {
     "generate": ("prompts", "texts to continue; none: a new document"),
@@ -59,7 +71,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("lm").setLevel(logging.INFO)
     try:
-        return run_lightning(command, rest) if command in ("fit", "validate") else run_tool(command, rest)
+        return run_lightning(command, rest) if command not in FUNCTIONS else run_tool(command, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -109,7 +121,8 @@ def run_tool(command: str, arguments: list[str]) -> int:
     """Parse a command's options from the function's signature, and call it."""
     from jsonargparse import ArgumentParser
 
-    function = getattr(importlib.import_module("lm.commands"), FUNCTIONS.get(command, command.replace("-", "_")))
+    module, name = FUNCTIONS[command].split(".")
+    function = getattr(importlib.import_module(f"lm.commands.{module}"), name)
     parser = ArgumentParser(prog=f"python -m lm {command}", description=COMMANDS[command], exit_on_error=False)
     switches = SWITCHES.get(command, {})
     added: set[str | int] = set(switches)

@@ -1,0 +1,91 @@
+"""Text, tokenizers and token files."""
+
+from pathlib import Path
+
+from lm.data.sources import SourceName, StoryCorpus
+from lm.tokenizer import END_OF_TEXT
+
+
+def prepare(
+    source: SourceName = "stories",
+    train_text: Path | None = None,
+    valid_text: Path | None = None,
+    vocab_size: int = 10_000,
+    tokenizer: Path | None = None,
+    data_dir: Path = Path("data"),
+    tokenizers_dir: Path = Path("tokenizers"),
+    stories: StoryCorpus = StoryCorpus(),
+    workers: int | None = None,
+) -> None:
+    """Make what `fit` needs, without training: the text, the tokenizer and the token files.
+
+    Args:
+        source: stories (embedded generator), tinystories or openwebtext (downloaded), or text (your files).
+        train_text: UTF-8 training text for source text; documents separated by lines <|endoftext|>.
+        valid_text: UTF-8 validation text for source text.
+        vocab_size: ids of a newly trained tokenizer.
+        tokenizer: folder of a tokenizer to use, trained there first if the folder is missing.
+        data_dir: folder for text and token files.
+        tokenizers_dir: folder for trained tokenizers.
+        stories: size and seeds of source stories.
+        workers: processes for counting and encoding; by default one a core.
+    """
+    from lm.data.prepare import prepare as prepare_data
+    from lm.data.tokens import TokenFiles
+
+    prepared = prepare_data(
+        source, train_text, valid_text, vocab_size, tokenizer, data_dir, tokenizers_dir, stories, workers
+    )
+    meta = TokenFiles(prepared.tokens).meta
+    print(f"tokenizer: {prepared.tokenizer} ({meta.vocab_size:,} ids)")
+    for name, split in (("train", meta.train), ("valid", meta.valid)):
+        line = f"{name}: {prepared.tokens / name}.npy ({split.tokens:,} tokens, {split.bytes_per_token:.3f} bytes each)"
+        if split.irreducible is not None:
+            line += f", irreducible loss {split.irreducible:.4f} nats per token"
+        print(line)
+
+
+def train_tokenizer(
+    text: Path,
+    output: Path,
+    vocab_size: int = 10_000,
+    special_tokens: list[str] | None = None,
+    workers: int | None = None,
+) -> None:
+    """Train a byte-level BPE tokenizer and save vocab.json and merges.txt.
+
+    Args:
+        text: UTF-8 text; documents separated by lines <|endoftext|>.
+        output: folder to write, for example tokenizers/mine; it must not hold a tokenizer yet.
+        vocab_size: 256 bytes, the special tokens and the merges together.
+        special_tokens: tokens that split the text and never merge; by default <|endoftext|>.
+        workers: processes for counting; by default one a core.
+    """
+    from lm.tokenizer import Tokenizer, train_bpe
+
+    if (output / "vocab.json").exists():
+        raise FileExistsError(f"{output} already holds a tokenizer; name another folder, or delete it first")
+    specials = special_tokens or [END_OF_TEXT]
+    vocab, merges = train_bpe(text, vocab_size, specials, num_workers=workers, progress=True)
+    Tokenizer(vocab, merges, specials).save(output)
+    longest = max(vocab.values(), key=len)
+    print(f"{output}: {len(vocab):,} tokens, {len(merges):,} merges, longest {longest.decode(errors='replace')!r}")
+
+
+def encode(tokenizer: Path, text: Path, output: Path, workers: int | None = None) -> None:
+    """Turn a text file into a .npy file of token ids (uint16 up to 65,536 ids, else uint32).
+
+    Args:
+        tokenizer: folder with vocab.json and merges.txt.
+        text: UTF-8 text.
+        output: the .npy file to write.
+        workers: processes; by default one a core.
+    """
+    from lm.data.encode import encode_file
+    from lm.tokenizer import Tokenizer
+
+    if output.suffix != ".npy":
+        raise ValueError(f"the output {output} must end in .npy")
+    encoded = encode_file(Tokenizer.from_folder(tokenizer), text, output, num_workers=workers, progress=True)
+    ratio = encoded.bytes / encoded.tokens
+    print(f"{output}: {encoded.tokens:,} tokens, {encoded.documents:,} documents, {ratio:.3f} bytes per token")
