@@ -11,7 +11,9 @@ from lm.accounting.flops import forward_flops as forward_flops
 from lm.accounting.flops import model_flop_utilisation as model_flop_utilisation
 from lm.accounting.flops import norm_flops as norm_flops
 from lm.accounting.flops import optimizer_step as optimizer_step
+from lm.accounting.flops import recomputed_flops as recomputed_flops
 from lm.accounting.flops import training_flops_per_token as training_flops_per_token
+from lm.accounting.memory import Backend as Backend
 from lm.accounting.memory import Line as Line
 from lm.accounting.memory import TrainingPrecision as TrainingPrecision
 from lm.accounting.memory import largest_batch as largest_batch

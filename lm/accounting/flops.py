@@ -25,7 +25,7 @@ class Flops:
 
     @property
     def blocks(self) -> int:
-        """All but the output projection: what activation checkpointing computes a second time."""
+        """All but the output projection."""
         return self.attention_projections + self.attention_scores + self.ffn
 
 
@@ -52,6 +52,17 @@ def forward_flops(config: ModelConfig, sequence_length: int | None = None) -> Fl
         ffn=layers * 2 * length * ffn_matrices(config) * width * config.ff_width,
         lm_head=2 * length * width * config.vocab_size,
     )
+
+
+def recomputed_flops(config: ModelConfig, sequence_length: int | None = None) -> int:
+    """Operations that activation checkpointing does a second time: the blocks.
+
+    `torch.utils.checkpoint` stops as soon as all that was kept is there again: in a pre-norm block without dropout,
+    before the feed-forward's last product.
+    """
+    flops = forward_flops(config, sequence_length)
+    result_is_kept = config.dropout > 0 or (config.norm == "rmsnorm" and config.norm_position == "post")
+    return flops.blocks - (0 if result_is_kept else flops.ffn // ffn_matrices(config))
 
 
 def norm_flops(config: ModelConfig, sequence_length: int | None = None) -> int:

@@ -5,6 +5,12 @@ tensors that each operation's derivative reads. They are counted operation by op
 tests/accounting/test_memory.py holds them to the byte to `torch.autograd.graph.saved_tensors_hooks`. torch.compile
 keeps fewer, as it fuses operations and computes some again.
 
+Backends differ in little; benchmarks/memory.py measures on either. In float32, CUDA's fused attention is the
+memory-efficient kernel, whose output lies token by token, so that output_proj reads it without a copy, and whose
+logarithms are padded to a multiple of 32 rows. CUDA keeps dropout masks as bytes, the CPU as floats. On CUDA, cuBLAS
+holds a workspace for each of the two threads of a step. The allocator's rounding (512 bytes a tensor, up to 1 MiB
+where a cached block is reused) is left out.
+
 Parameters, gradients, AdamW's moments and the residual stream are float32. Under bf16-mixed, matrix products and what
 lies between them are bfloat16, and every product makes a bfloat16 copy of its input and of its matrix; norms and loss
 stay float32.
@@ -19,7 +25,9 @@ from lm.accounting.parameters import count_norms, count_parameters, ffn_matrices
 from lm.model.config import ModelConfig
 
 TrainingPrecision = Literal["float32", "bf16-mixed"]
+Backend = Literal["cuda", "cpu"]
 WIDE = 4  # bytes of a float32
+CUBLAS_WORKSPACES = 2 * 32 * 2**20  # of the forward and the backward thread; on Hopper, 8 MiB each before
 ID = 8  # bytes of a token id in a batch, int64
 
 
@@ -41,7 +49,11 @@ class Line:
 
 
 def saved_activations(
-    config: ModelConfig, sequence_length: int, precision: TrainingPrecision, checkpointing: bool = False
+    config: ModelConfig,
+    sequence_length: int,
+    precision: TrainingPrecision,
+    checkpointing: bool = False,
+    backend: Backend = "cuda",
 ) -> dict[str, Line]:
     """Bytes that autograd keeps from the forward to the backward pass, by component.
 
@@ -51,16 +63,17 @@ def saved_activations(
         precision: of the training run, as in `trainer.precision`.
         checkpointing: keep each block's input only and compute the block again in the backward pass (Chen et al.
             2016), as `torch.utils.checkpoint` around each block does.
+        backend: whose kernels run.
     """
     time, width, layers = sequence_length, config.d_model, config.num_layers
     saved = {"token ids and targets": Line(2 * time * ID)}
-    if config.dropout:  # a mask of one byte an element
-        saved["dropout of the embeddings"] = Line(time * width)
+    if config.dropout:
+        saved["dropout of the embeddings"] = _dropout_mask(config, time, WIDE, backend)
     if checkpointing:
         # A block's input is the residual stream; the positions are one tensor for all blocks.
         saved["inputs of the blocks"] = Line(layers * time * width * WIDE, time * ID)
     else:
-        saved |= {name: line * layers for name, line in _block(config, time, precision).items()}
+        saved |= {name: line * layers for name, line in _block(config, time, precision, backend).items()}
     if has_final_norm(config):
         saved["final norm"] = _norm(config, time)
     saved["lm_head"] = _product_input(config, time, precision, 1) + _narrow_copies(width * config.vocab_size, precision)
@@ -70,11 +83,15 @@ def saved_activations(
 
 
 def moments(
-    config: ModelConfig, sequence_length: int, precision: TrainingPrecision, checkpointing: bool = False
+    config: ModelConfig,
+    sequence_length: int,
+    precision: TrainingPrecision,
+    checkpointing: bool = False,
+    backend: Backend = "cuda",
 ) -> dict[str, Line]:
     """Bytes in use when a training step of one micro-batch may be at its peak; the largest is the peak.
 
-    Parameters and AdamW's two moments are always there. Arguments as in `saved_activations`.
+    Parameters, AdamW's two moments, rotary tables and workspaces are always there. Arguments as in `saved_activations`.
 
     - loss: all activations are kept, and the loss is being computed: the logits, and under bf16-mixed their float32
       copy, lie beside the two tensors of that size that are kept. The gradients of the step before are still there, as
@@ -86,13 +103,14 @@ def moments(
     """
     counted = count_parameters(config)
     total, vectors = counted.total, counted.norms
-    resident = Line(0, 3 * WIDE * total)
+    tables = WIDE * config.context_length * config.head_width if config.position == "rope" else 0
+    resident = Line(0, 3 * WIDE * total + tables + (CUBLAS_WORKSPACES if backend == "cuda" else 0))
     gradients = Line(0, WIDE * total)
-    saved = saved_activations(config, sequence_length, precision, checkpointing)
+    saved = saved_activations(config, sequence_length, precision, checkpointing, backend)
     everything = _sum(saved)
     above = _sum({name: saved[name] for name in ("final norm", "lm_head", "cross-entropy") if name in saved})
     below_top = Line(everything.per_sequence - above.per_sequence, everything.fixed - above.fixed)
-    block = _sum(_block(config, sequence_length, precision))
+    block = _sum(_block(config, sequence_length, precision, backend))
     flowing = _flowing(config, sequence_length, precision)
     logits = sequence_length * config.vocab_size
     below = (counted.attention + counted.ffn) // config.num_layers  # the block's own gradients, and what is below it
@@ -127,7 +145,7 @@ def _product_bytes(precision: TrainingPrecision) -> int:
     return WIDE if precision == "float32" else 2
 
 
-def _block(config: ModelConfig, time: int, precision: TrainingPrecision) -> dict[str, Line]:
+def _block(config: ModelConfig, time: int, precision: TrainingPrecision, backend: Backend) -> dict[str, Line]:
     """What autograd keeps of one block."""
     width, inner, narrow = config.d_model, config.ff_width, _product_bytes(precision)
     matrices = ffn_matrices(config)
@@ -138,7 +156,7 @@ def _block(config: ModelConfig, time: int, precision: TrainingPrecision) -> dict
         _product_input(config, time, precision, 3)  # q_proj, k_proj, v_proj; what output_proj reads is below
         + _narrow_copies(4 * width**2, precision)
     )
-    saved["attention"] = _attention(config, time, narrow)
+    saved["attention"] = _attention(config, time, narrow, backend)
     # SwiGLU: w1 x, its sigmoid, silu, w3 x and their product for w2. Without the gate, silu is what w2 reads.
     saved["ffn"] = (
         _product_input(config, time, precision, matrices - 1)
@@ -146,8 +164,13 @@ def _block(config: ModelConfig, time: int, precision: TrainingPrecision) -> dict
         + _narrow_copies(matrices * width * inner, precision)
     )
     if config.dropout:
-        saved["dropout"] = Line(2 * time * width)
+        saved["dropout"] = _dropout_mask(config, time, narrow, backend) * 2
     return saved
+
+
+def _dropout_mask(config: ModelConfig, time: int, element: int, backend: Backend) -> Line:
+    """CUDA's kernel keeps a byte an element, the CPU's path the noise in the type of its input."""
+    return Line(time * config.d_model * (1 if backend == "cuda" else element))
 
 
 def _norm(config: ModelConfig, time: int) -> Line:
@@ -155,14 +178,16 @@ def _norm(config: ModelConfig, time: int) -> Line:
     return Line((2 * time * config.d_model + time) * WIDE)
 
 
-def _attention(config: ModelConfig, time: int, narrow: int) -> Line:
+def _attention(config: ModelConfig, time: int, narrow: int, backend: Backend) -> Line:
     heads, stream = config.num_heads, time * config.d_model * narrow
     saved = Line(3 * stream)  # queries, keys (rotated) and values
     if config.position == "rope":  # sines and cosines of T positions and K/2 frequencies, for queries and for keys
         saved += Line(0, 4 * time * (config.head_width // 2) * WIDE)
     if config.attention == "fused":
-        # The output, and the logarithm of each row's sum (Dao et al. 2022, section 3.1). The output is laid out as the
-        # queries are: rope leaves them head by head, so that output_proj reads a copy.
+        # The output, and the logarithm of each row's sum (Dao et al. 2022, section 3.1).
+        if backend == "cuda" and narrow == WIDE:
+            return saved + Line(stream + heads * -(-time // 32) * 32 * WIDE)
+        # The output is laid out as the queries are: rope leaves them head by head, so that output_proj reads a copy.
         return saved + Line((2 if config.position == "rope" else 1) * stream + heads * time * WIDE)
     # T×T exponentials in float32, the weights that multiply the values, each row's sum, and what output_proj reads;
     # two inverted masks of bytes.

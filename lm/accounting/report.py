@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from lm.accounting.devices import Precision, device_names, devices, peak_flops
-from lm.accounting.flops import forward_flops, norm_flops, optimizer_step, training_flops_per_token
+from lm.accounting.flops import forward_flops, norm_flops, optimizer_step, recomputed_flops, training_flops_per_token
 from lm.accounting.memory import WIDE, Line, largest_batch, moments, saved_activations
 from lm.accounting.parameters import count_block_parameters, count_parameters
 from lm.accounting.presets import Workload
@@ -59,7 +59,7 @@ def full_account(
             "norms_per_sequence": norm_flops(net),
             "training_per_token": training_flops_per_token(net),
             "training_per_step": step_flops,
-            "recomputed_per_step": forward.blocks * workload.batch_size if checkpointing else 0,
+            "recomputed_per_step": recomputed_flops(net) * workload.batch_size if checkpointing else 0,
         },
         "memory": _memory(workload, checkpointing, memory_bytes),
         "optimizer_step": asdict(optimizer_step(net)),
