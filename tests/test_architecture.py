@@ -35,7 +35,8 @@ ONLY_IN = {
     "lightning": ("training/", "data/datamodule.py"),
     "jsonargparse": ("cli.py",),
     "regex": ("tokenizer/",),
-    "numba": ("tokenizer/",),
+    "numba": ("tokenizer/kernels/", "tokenizer/native.py"),
+    "llvmlite": ("tokenizer/kernels/", "tokenizer/native.py"),
     "huggingface_hub": ("data/hub.py",),
     "safetensors": ("export/",),
 }

@@ -3,14 +3,20 @@
 import hashlib
 import heapq
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from lm.tokenizer import files
+from lm.tokenizer.layout import LOAD_FROM, MOST_IDS, MOST_MERGES
 from lm.tokenizer.pretokenize import PRE_TOKEN, SpecialTokens
 
+if TYPE_CHECKING:
+    from lm.tokenizer.encoder import EncoderPool
+
 NO_TOKEN = -1
+WARM_FROM = 1 << 12  # characters of a text that compiled code encodes sooner, once it is loaded
 
 
 class Tokenizer:
@@ -41,7 +47,7 @@ class Tokenizer:
         if len(ids) < len(self.vocab):
             token = next(token for id_, token in self.vocab.items() if ids[token] != id_)
             raise ValueError(f"token {token!r} has two ids in the vocabulary; keep one")
-        self._encoder = _PreTokenEncoder(ids, self.merges, cache_size)
+        self._encoder = PreTokenEncoder(ids, self.merges, cache_size)
 
         self._specials = SpecialTokens(special_tokens or [])
         made = {left + right for left, right in self.merges}
@@ -52,6 +58,7 @@ class Tokenizer:
                 raise ValueError(f"special token {text!r} is an ordinary token of the vocabulary; choose another")
             self.special_ids[text] = ids.setdefault(token, max(self.vocab) + 1)
             self.vocab[self.special_ids[text]] = token
+        self._pool: EncoderPool | None = None
 
     @classmethod
     def from_files(
@@ -74,6 +81,18 @@ class Tokenizer:
         """
         vocab, merges = files.read_vocab(Path(folder) / files.VOCAB), files.read_merges(Path(folder) / files.MERGES)
         return cls(vocab, merges, files.special_tokens(vocab, merges))
+
+    def encoders(self, num_bytes: int) -> "EncoderPool | None":
+        """Compiled encoders for so much text; None where they do not pay, or the vocabulary is too large for them."""
+        fits = self.vocab_size <= MOST_IDS and len(self.merges) < MOST_MERGES
+        if self._pool is None and num_bytes >= LOAD_FROM and fits:
+            from lm.tokenizer import native
+
+            if native.ready(num_bytes):
+                from lm.tokenizer.encoder import EncoderPool
+
+                self._pool = EncoderPool(self._encoder, self.special_ids, self.vocab_size)
+        return self._pool
 
     def save(self, folder: str | Path) -> None:
         """Write `vocab.json` and `merges.txt` into the folder, which appears whole if it is new."""
@@ -99,6 +118,9 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text. Raises ValueError if it holds a lone surrogate, which has no UTF-8 form."""
+        if len(text) >= WARM_FROM and (pool := self.encoders(len(text))):
+            with suppress(UnicodeEncodeError):  # the plain way says where
+                return pool.encode(text.encode()).tolist()
         ids: list[int] = []
         for index, part in enumerate(self._specials.split(text)):
             if index % 2:
@@ -127,7 +149,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
 
-class _PreTokenEncoder(dict[str, tuple[int, ...]]):
+class PreTokenEncoder(dict[str, tuple[int, ...]]):
     """Ids by pre-token: those met before are looked up, others are merged and remembered."""
 
     LONGEST_KEPT = 32  # characters; longer pre-tokens hardly ever come again
@@ -140,20 +162,20 @@ class _PreTokenEncoder(dict[str, tuple[int, ...]]):
             raise ValueError(
                 f"the vocabulary lacks {len(missing)} single bytes, the first 0x{missing[0]:02x}; add them"
             )
-        self._byte_ids = [ids[bytes([byte])] for byte in range(256)]
-        self._ranks: dict[tuple[int, int], int] = {}
-        self._products: list[int] = []  # by rank
+        self.byte_ids = [ids[bytes([byte])] for byte in range(256)]
+        self.ranks: dict[tuple[int, int], int] = {}
+        self.products: list[int] = []  # by rank
         for rank, (left, right) in enumerate(merges):
             for token in (left, right, left + right):
                 if token not in ids:
                     raise ValueError(f"merge {rank + 1}, {left!r} with {right!r}, needs {token!r} in the vocabulary")
-            if self._ranks.setdefault((ids[left], ids[right]), rank) != rank:
+            if self.ranks.setdefault((ids[left], ids[right]), rank) != rank:
                 raise ValueError(f"merge {rank + 1}, {left!r} with {right!r}, was there before; leave it out")
-            self._products.append(ids[left + right])
+            self.products.append(ids[left + right])
 
     def __missing__(self, pre_token: str) -> tuple[int, ...]:
         try:
-            ids = tuple(self._merge(pre_token.encode()))
+            ids = tuple(self.merge(pre_token.encode()))
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"the text holds U+{ord(pre_token[error.start]):04X}, half a character and not valid Unicode; remove it"
@@ -164,13 +186,13 @@ class _PreTokenEncoder(dict[str, tuple[int, ...]]):
             self[pre_token] = ids
         return ids
 
-    def _merge(self, pre_token: bytes) -> list[int]:
+    def merge(self, pre_token: bytes) -> list[int]:
         """Merge by lowest rank, the leftmost first, until no pair can be merged.
 
         With a heap, so that a run of a million letters takes seconds and not hours. A merge keeps the left position
         and empties the right one; the heap's entries for what was there before no longer match their rank.
         """
-        ranks, ids = self._ranks, [self._byte_ids[byte] for byte in pre_token]
+        ranks, ids = self.ranks, [self.byte_ids[byte] for byte in pre_token]
         heap = [(ranks[pair], position) for position, pair in enumerate(pairwise(ids)) if pair in ranks]
         if not heap:
             return ids
@@ -184,7 +206,7 @@ class _PreTokenEncoder(dict[str, tuple[int, ...]]):
             right = following[here]
             if ranks.get((ids[here], ids[right])) != rank:
                 continue
-            ids[here], ids[right] = self._products[rank], NO_TOKEN
+            ids[here], ids[right] = self.products[rank], NO_TOKEN
             after, before = following[right], preceding[here]
             following[here], preceding[after] = after, here
             if (new := ranks.get((ids[here], ids[after]))) is not None:

@@ -5,7 +5,6 @@ from threading import Lock
 
 from tqdm import tqdm
 
-from lm.tokenizer.compiled import compiling
 from lm.tokenizer.counting import SPANS_A_THREAD, count_spans
 from lm.tokenizer.merging import merge_words
 from lm.tokenizer.pretokenize import SPAN, SpecialTokens
@@ -30,8 +29,9 @@ def train(
                 bar.update(num_bytes)
 
         words = count_spans(spans, specials.tokens, num_threads, advance).words()
-    with compiling():
-        pairs = merge_words(*words, len(tokens), vocab_size - len(tokens))
+    wanted = vocab_size - len(tokens)
+    with tqdm(total=wanted, desc="merging", unit="merge", disable=not progress) as bar:
+        pairs = merge_words(*words, len(tokens), wanted, bar.update)
     merges = []
     for left, right in pairs.tolist():
         merges.append((tokens[left], tokens[right]))

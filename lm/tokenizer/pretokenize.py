@@ -6,17 +6,22 @@ lies between the special tokens. The cuts below only choose places where both si
 """
 
 import codecs
+import os
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import regex
 
 END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2's pattern ("Language Models are Unsupervised Multitask Learners", section 2.2).
 PRE_TOKEN = regex.compile(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+
+BLANK = regex.compile(r"\s*")  # its whitespace, which is not quite that of str.isspace
 
 # Two characters between which a pre-token always ends, whatever stands around them: no alternative of PRE_TOKEN holds
 # both, and the lookahead is not involved, as the first is no whitespace. The apostrophe may begin a contraction.
@@ -25,7 +30,8 @@ BOUNDARY = regex.compile(r"(?r)\p{L}\P{L}|\p{N}\P{N}|[^\s\p{L}\p{N}'][\s\p{L}\p{
 
 WINDOW = 8192  # characters a stream holds while pre-tokens are short: small, so that memory stays well below 1 MB
 BLOCK = 1 << 18  # bytes read from a file at a time
-SPAN = 2 << 20  # bytes of a file that one process takes at a time
+Errors = Literal["strict", "replace"]
+SPAN = 2 << 20  # bytes of a file that one thread takes at a time
 
 
 class Span(NamedTuple):
@@ -38,6 +44,22 @@ class Span(NamedTuple):
     @property
     def size(self) -> int:
         return self.end - self.start
+
+
+class EncodedChunk(NamedTuple):
+    """A part of an encoded text.
+
+    Attributes:
+        ids: uint16 up to 65,536 ids, else uint32.
+        num_bytes: bytes of text read for it.
+        text_bytes: UTF-8 bytes of the text without its special tokens.
+        documents: documents that begin in it.
+    """
+
+    ids: npt.NDArray[np.unsignedinteger]
+    num_bytes: int
+    text_bytes: int
+    documents: int
 
 
 class SpecialTokens:
@@ -147,13 +169,16 @@ def _next_cut(path: Path, pattern: "regex.Pattern[bytes]", wanted: set[bytes], o
     return end
 
 
-def read_text(span: Span) -> Iterator[str]:
+def read_text(span: Span, errors: Errors = "strict") -> Iterator[str]:
     """The text of a span of a UTF-8 file, in blocks; newlines stay as they are.
+
+    Args:
+        errors: replace puts U+FFFD where the bytes are not UTF-8.
 
     Raises:
         ValueError: the bytes are not UTF-8; names the file and the offset.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
     position = span.start
     with span.path.open("rb") as file:
         file.seek(position)
@@ -166,8 +191,17 @@ def read_text(span: Span) -> Iterator[str]:
                 offset = position - len(error.object) + error.start
                 raise ValueError(
                     f"{span.path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset}; "
-                    "convert the file to UTF-8, for example with iconv"
+                    "convert the file to UTF-8, for example with iconv, or ask for replacement (errors: replace)"
                 ) from None
+
+
+def checked_workers(num_workers: int | None) -> int:
+    """The number of threads asked for, by default one a core. Raises ValueError if it is below 1."""
+    if num_workers is None:
+        num_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if num_workers < 1:
+        raise ValueError(f"{num_workers} workers are too few; give at least 1")
+    return num_workers
 
 
 def text_file(path: str | Path) -> Path:

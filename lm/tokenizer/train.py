@@ -3,22 +3,18 @@
 import heapq
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import closing
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 from tqdm import tqdm
 
-from lm.tokenizer.pretokenize import PRE_TOKEN, SPAN, Span, SpecialTokens, read_text, text_file
-from lm.tokenizer.workers import checked_workers, map_spans
+from lm.tokenizer.layout import LOAD_FROM
+from lm.tokenizer.pretokenize import PRE_TOKEN, Span, SpecialTokens, checked_workers, read_text, text_file
 
 log = logging.getLogger("lm")
 
 Pair = tuple[int, int]
 NUM_BYTES = 256
-FAST_FROM = 16 << 20  # bytes of text from which compiled code pays for its loading, and soon for compiling once
 _COMPLEMENT = bytes(range(255, -1, -1))
 
 
@@ -38,7 +34,7 @@ def train_bpe(
         input_path: a UTF-8 text file, or several; each is a document border.
         vocab_size: 256 bytes, the special tokens and the merges together.
         special_tokens: each gets an id and is never merged.
-        num_workers: processes (for large texts: threads) that count pre-tokens; by default one a core.
+        num_workers: threads that count the pre-tokens of large texts; by default one a core.
         progress: show a bar for counting and one for merging.
 
     Returns:
@@ -61,43 +57,38 @@ def train_bpe(
             raise ValueError(f"special token {token!r} is a single byte, which has an id already; make it longer")
     paths = [text_file(path) for path in (input_path if isinstance(input_path, list) else [input_path])]
     tokens = [bytes([byte]) for byte in range(NUM_BYTES)] + [token.encode() for token in special_tokens]
-    if sum(path.stat().st_size for path in paths) >= FAST_FROM:
-        from lm.tokenizer.fast import train  # imports numba
+    num_threads = checked_workers(num_workers)
+    if _is_fast(sum(path.stat().st_size for path in paths)):
+        from lm.tokenizer.fast import train
 
-        merges = train(paths, tokens, vocab_size, specials, checked_workers(num_workers), progress)
+        merges = train(paths, tokens, vocab_size, specials, num_threads, progress)
     else:
-        counts = _count_pre_tokens(paths, specials, num_workers, progress)
+        counts = _count_pre_tokens(paths, specials, progress)
         merges = _merge(counts, tokens, vocab_size, progress)
     if len(tokens) < vocab_size:
         log.warning("the text has no more pairs to merge: asked for %d tokens, reached %d", vocab_size, len(tokens))
     return dict(enumerate(tokens)), merges
 
 
-def _count_pre_tokens(
-    paths: list[Path], specials: SpecialTokens, num_workers: int | None, progress: bool
-) -> Counter[str]:
-    spans = [span for path in paths for span in specials.spans(path, at=specials.tokens)]
+def _is_fast(num_bytes: int) -> bool:
+    """Whether compiled code is at hand for so much text, or worth being compiled."""
+    if num_bytes < LOAD_FROM:
+        return False
+    from lm.tokenizer import native
+
+    return native.ready(num_bytes)
+
+
+def _count_pre_tokens(paths: list[Path], specials: SpecialTokens, progress: bool) -> Counter[str]:
     counts: Counter[str] = Counter()
-    label = "counting" if progress else None
-    with closing(map_spans(partial(_count_span, specials.tokens), spans, num_workers, label)) as parts:
-        for part in parts:
-            counts.update(part)
+    total = sum(path.stat().st_size for path in paths)
+    with tqdm(total=total, desc="counting", unit="B", unit_scale=True, disable=not progress) as bar:
+        for path in paths:
+            for piece in specials.stream(read_text(Span(path, 0, path.stat().st_size))):
+                for text in specials.split(piece)[::2]:
+                    counts.update(PRE_TOKEN.findall(text))
+                bar.update(len(piece.encode()))
     return counts
-
-
-def _count_span(special_tokens: list[str], span: Span) -> Iterator[tuple[int, Counter[str]]]:
-    """Pre-tokens of a span, yielded about every SPAN bytes with the bytes they come from."""
-    specials = SpecialTokens(special_tokens)
-    counts: Counter[str] = Counter()
-    num_bytes = 0
-    for piece in specials.stream(read_text(span)):
-        for text in specials.split(piece)[::2]:
-            counts.update(PRE_TOKEN.findall(text))
-        num_bytes += len(piece.encode())
-        if num_bytes >= SPAN:
-            yield num_bytes, counts
-            counts, num_bytes = Counter(), 0
-    yield num_bytes, counts
 
 
 def _merge(counts: Counter[str], tokens: list[bytes], vocab_size: int, progress: bool) -> list[tuple[bytes, bytes]]:

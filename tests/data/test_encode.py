@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lm.data import encode
 from lm.data.encode import EncodedFile, encode_file
-from lm.tokenizer import END_OF_TEXT, Tokenizer, workers
+from lm.tokenizer import END_OF_TEXT, Tokenizer, blocks, encoder
 
 BYTES = {i: bytes([i]) for i in range(256)}
 MERGES = [(b"t", b"h"), (b"th", b"e"), (b" ", b"the"), (b"\xc3", b"\xa9"), (b"\n", b"\n")]
@@ -57,25 +58,39 @@ def test_counts_documents(text: str, documents: int, tokenizer: Tokenizer, tmp_p
     assert encoded.documents == documents
 
 
-@pytest.mark.parametrize("long", [workers.LONG, 0])
-def test_processes_encode_the_same(
-    long: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_threads_and_compiled_code_encode_the_same(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(0)
     characters = [*"the café's\n", "<|pad|>"]
     documents = ["".join(rng.choices(characters, k=length)) for length in (0, 1, 30, 3000) for _ in range(50)]
-    text = f"\n{END_OF_TEXT}\n".join(rng.choices(documents, k=5000))
+    text = f"\n{END_OF_TEXT}\n".join(rng.choices(documents, k=2000))
     path = write(tmp_path / "text.txt", text)
-    assert path.stat().st_size > 2 * workers.SPAN
-    alone = encode_file(tokenizer, path, tmp_path / "alone.npy", num_workers=1)
-    monkeypatch.setattr(workers, "SMALL", 0)
-    monkeypatch.setattr(workers, "LONG", long)
-    together = encode_file(tokenizer, path, tmp_path / "together.npy", num_workers=2)
-    assert alone == together
-    assert alone.documents == sum(bool(part.strip()) for part in text.split(END_OF_TEXT))
-    assert alone.bytes == len(text.replace(END_OF_TEXT, "").replace("<|pad|>", "").encode())
-    assert (tmp_path / "alone.npy").read_bytes() == (tmp_path / "together.npy").read_bytes()
-    assert np.load(tmp_path / "alone.npy").tolist() == tokenizer.encode(text)
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer, "encoders", lambda num_bytes: None)
+        plain = encode_file(tokenizer, path, tmp_path / "plain.npy")
+        assert np.load(tmp_path / "plain.npy").tolist() == tokenizer.encode(text)
+    assert plain.documents == sum(bool(part.strip()) for part in text.split(END_OF_TEXT))
+    assert plain.bytes == len(text.replace(END_OF_TEXT, "").replace("<|pad|>", "").encode())
+    assert tokenizer.encoders(1 << 30) is not None
+    monkeypatch.setattr(encode, "SPAN", 100_000)
+    monkeypatch.setattr(blocks, "BLOCK", 5000)
+    monkeypatch.setattr(encoder, "CHUNK", 20_000)
+    for number in (1, 3):
+        assert encode_file(tokenizer, path, tmp_path / f"{number}.npy", num_workers=number) == plain
+        assert (tmp_path / f"{number}.npy").read_bytes() == (tmp_path / "plain.npy").read_bytes()
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_malformed_text_can_be_replaced(compiled: bool, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    raw = b"the caf\xe9 \xf0\x9f " * 100_000 + b"end\xc3"
+    (tmp_path / "text.txt").write_bytes(raw)
+    if compiled:
+        assert tokenizer.encoders(1 << 30) is not None
+    else:
+        tokenizer.encoders = lambda num_bytes: None
+    encode_file(tokenizer, tmp_path / "text.txt", tmp_path / "ids.npy", errors="replace")
+    assert np.load(tmp_path / "ids.npy").tolist() == tokenizer.encode(raw.decode(errors="replace"))
 
 
 @pytest.mark.parametrize(("largest_id", "dtype"), [(65_535, np.uint16), (65_536, np.uint32)])
@@ -109,7 +124,7 @@ def test_bad_text_leaves_the_old_file(tokenizer: Tokenizer, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_leaves_no_file_and_no_process(number: signal.Signals, tmp_path: Path) -> None:
-    text = write(tmp_path / "text.txt", f"the café's end, {END_OF_TEXT}" * 3_000_000)
+    text = write(tmp_path / "text.txt", f"the café's end, {END_OF_TEXT}" * 8_000_000)
     code = (
         "from lm.data.encode import encode_file\n"
         "from lm.tokenizer import Tokenizer\n"

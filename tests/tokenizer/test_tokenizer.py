@@ -191,6 +191,6 @@ def test_trained_without_text_still_encodes_everything(tmp_path: Path, text: str
 
 def test_long_pre_tokens_are_not_kept(tokenizer: Tokenizer) -> None:
     fresh = Tokenizer(tokenizer.vocab, tokenizer.merges)
-    for length in (bpe._PreTokenEncoder.LONGEST_KEPT, bpe._PreTokenEncoder.LONGEST_KEPT + 1):
+    for length in (bpe.PreTokenEncoder.LONGEST_KEPT, bpe.PreTokenEncoder.LONGEST_KEPT + 1):
         fresh.encode("a" * length)
-    assert [len(key) for key in fresh._encoder] == [bpe._PreTokenEncoder.LONGEST_KEPT]
+    assert [len(key) for key in fresh._encoder] == [bpe.PreTokenEncoder.LONGEST_KEPT]

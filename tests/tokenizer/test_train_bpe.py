@@ -2,8 +2,6 @@
 
 import logging
 import random
-import subprocess
-import sys
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 import regex
 
-from lm.tokenizer import END_OF_TEXT, train_bpe, workers
+from lm.tokenizer import END_OF_TEXT, train_bpe
 
 GPT2 = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
@@ -80,37 +78,6 @@ def test_several_files_are_apart(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     _, merges = train_bpe([tmp_path / "a", tmp_path / "b"], 300, [])
     assert merges == naive_merges(["xyx", "yyx"], 44)
-
-
-def test_processes_count_the_same(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = random.Random(3)
-    documents = ["".join(rng.choices(text, k=2000)) for _ in range(20)]
-    path = write(tmp_path, END_OF_TEXT.join(rng.choices(documents, k=2000)))
-    assert path.stat().st_size > 2 * workers.SPAN
-    alone = train_bpe(path, 700, [END_OF_TEXT], num_workers=1)
-    monkeypatch.setattr(workers, "SMALL", 0)
-    assert train_bpe(path, 700, [END_OF_TEXT], num_workers=2) == alone
-    monkeypatch.setattr(workers, "LONG", 0)  # every span is too long to send
-    assert train_bpe(path, 700, [END_OF_TEXT], num_workers=2) == alone
-    with path.open("ab") as file:
-        file.write(b"\xff")
-    monkeypatch.undo()
-    monkeypatch.setattr(workers, "SMALL", 0)
-    with pytest.raises(ValueError, match=f"at offset {path.stat().st_size - 1};") as caught:
-        train_bpe(path, 700, [END_OF_TEXT], num_workers=2)
-    assert Path(caught.traceback[-1].path) == Path(workers.__file__)  # by which the command line knows it as ours
-
-
-def test_processes_start_from_a_script_without_a_guard(tmp_path: Path) -> None:
-    path = write(tmp_path, "some words here<|endoftext|>" * 200_000)
-    script = tmp_path / "script.py"
-    script.write_text(
-        "from lm.tokenizer import train_bpe, workers\n"
-        "workers.SMALL = 0\n"
-        f"print(len(train_bpe({str(path)!r}, 262, ['<|endoftext|>'], num_workers=2)[1]))\n"
-    )
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, check=False)
-    assert (result.stdout, result.stderr) == ("5\n", "")
 
 
 def test_empty_text_has_no_merges(tmp_path: Path) -> None:

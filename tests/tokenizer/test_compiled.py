@@ -1,4 +1,4 @@
-"""The compiled scanner, counter and merger, held to the reference in plain Python."""
+"""The compiled scanner, counter, merger and encoder, held to the reference in plain Python."""
 
 import random
 import subprocess
@@ -13,12 +13,14 @@ import pytest
 import regex
 
 from lm.data.stories import generate_stories
-from lm.tokenizer import END_OF_TEXT, counting, train, train_bpe
+from lm.tokenizer import END_OF_TEXT, Tokenizer, blocks, counting, encoder, merging, native, train, train_bpe
+from lm.tokenizer.blocks import SpecialArrays
+from lm.tokenizer.encoder import EncoderPool
+from lm.tokenizer.layout import LOAD_FROM, NUMBER, PADDING
+from lm.tokenizer.native import kernels
 from lm.tokenizer.pretokenize import PRE_TOKEN, Span, SpecialTokens
-from lm.tokenizer.scanner import NUMBER, character_kinds, padded, valid_until
 
 SPECIALS = [END_OF_TEXT, "<|end", "<|", "ab", "ab cd", "'s", "é", " ", "\n\n", "12"]
-KINDS = character_kinds()
 
 
 def fast_counts(path: Path, special_tokens: list[str], num_threads: int = 1) -> Counter[str]:
@@ -43,21 +45,45 @@ def random_texts(seed: int, number: int) -> list[str]:
         "😀👍🏽\u200d\ufe0f", "\u0301\u0903", "a", " ", "\x00a ", anything,
     ]  # fmt: skip
     pieces = [*SPECIALS, "'ll", "'ve", "'re", "\n\t's", "'LL", " '", "\r\n", "<|endoftex", "don't", "x" * 7, "x" * 8]
+    long = ["a plain run of words, " * 4, "x" * 70, "it's we'll they've I'd'd''s " * 3, "12 345 6789 " * 6, " \n" * 40]
 
     def piece() -> str:
-        if rng.random() < 0.3:
+        chance = rng.random()
+        if chance < 0.3:
             return rng.choice(pieces)
+        if chance < 0.4:
+            return rng.choice(long)[rng.randrange(10) :]
         return "".join(rng.choices(rng.choice(pools), k=rng.randint(1, 5)))
 
     return ["".join(piece() for _ in range(rng.randint(0, 14))) for _ in range(number)]
 
 
+def plain(tokenizer: Tokenizer) -> Tokenizer:
+    """The same without compiled code."""
+    slow = Tokenizer(tokenizer.vocab, tokenizer.merges, list(tokenizer.special_ids))
+    slow.encoders = lambda num_bytes: None
+    return slow
+
+
+def pool_of(tokenizer: Tokenizer) -> EncoderPool:
+    pool = tokenizer.encoders(1 << 30)
+    assert pool is not None
+    return pool
+
+
+def wide(tokenizer: Tokenizer, distance: int = 100_000) -> Tokenizer:
+    """The same merges with ids above 65,536."""
+    vocab = {id_ + distance: token for id_, token in tokenizer.vocab.items()}
+    return Tokenizer(vocab, tokenizer.merges, list(tokenizer.special_ids))
+
+
 def test_kinds_are_those_of_regex() -> None:
     rng = random.Random(0)
+    kinds = kernels().kinds
     for code in [*range(0x3100), *rng.sample(range(0x3100, 0x110000), 20_000)]:
         patterns = (r"[^\s\p{L}\p{N}]", r"\p{L}", r"\p{N}", r"\s")
-        assert [bool(regex.fullmatch(p, chr(code))) for p in patterns].index(True) == KINDS[code]
-    assert KINDS[ord("½")] == NUMBER
+        assert [bool(regex.fullmatch(p, chr(code))) for p in patterns].index(True) == kinds[code]
+    assert kinds[ord("½")] == NUMBER
 
 
 def test_pre_tokens_of_random_texts(tmp_path: Path) -> None:
@@ -74,8 +100,9 @@ def test_pre_tokens_of_random_texts(tmp_path: Path) -> None:
 def test_borders_of_blocks_spans_and_threads(
     block: int, tokens: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(counting, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     monkeypatch.setattr(counting, "FIRST_SIZE", 4)
+    monkeypatch.setattr(counting, "FIRST_ARENA", 4)
     texts = random_texts(3, 3000)
     text = "".join([*texts, "b" * 3000, " " * 2000, *texts[:1000]])
     path = tmp_path / "text.txt"
@@ -87,7 +114,7 @@ def test_malformed_utf8_is_found_where_python_finds_it() -> None:
     rng = random.Random(4)
     alphabet = [0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC1, 0xC2, 0xDF, 0xE0, 0xE1, 0xED, 0xEF, 0xF0,
                 0xF1, 0xF4, 0xF5, 0xFF]  # fmt: skip
-    data, words = padded(16)
+    data = np.zeros(16 + PADDING, np.uint8)
     for _ in range(30_000):
         raw = bytes(rng.choices(alphabet, k=rng.randint(1, 5))).rjust(rng.randint(1, 16), b"a")
         try:
@@ -96,11 +123,11 @@ def test_malformed_utf8_is_found_where_python_finds_it() -> None:
         except UnicodeDecodeError as error:
             expected = error.start
         data[: len(raw)] = np.frombuffer(raw, np.uint8)
-        assert valid_until(data, words, 0, len(raw)) == expected, raw
+        assert kernels().valid_until(data, 0, len(raw)) == expected, raw
 
 
 def test_malformed_files_are_named_with_the_offset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "FAST_FROM", 0)
+    monkeypatch.setattr(train, "_is_fast", lambda _: True)
     path = tmp_path / "text.txt"
     for raw, offset in ((b"caf\xe9 ", 3), (b"a" * 3_000_000 + b"\xff", 3_000_000), ("é".encode()[:1], 0)):
         path.write_bytes(raw)
@@ -111,9 +138,10 @@ def test_malformed_files_are_named_with_the_offset(tmp_path: Path, monkeypatch: 
 def train_both(
     path: Path | list[Path], size: int, tokens: list[str], monkeypatch: pytest.MonkeyPatch, workers: int = 1
 ) -> None:
-    expected = train_bpe(path, size, tokens, num_workers=1)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "FAST_FROM", 0)
+        patch.setattr(train, "_is_fast", lambda _: False)
+        expected = train_bpe(path, size, tokens, num_workers=1)
+        patch.setattr(train, "_is_fast", lambda _: True)
         assert train_bpe(path, size, tokens, num_workers=workers) == expected
 
 
@@ -140,14 +168,89 @@ def test_stops_when_asked(tmp_path: Path) -> None:
     stop = Event()
     stop.set()
     counts = counting.Counts()
-    counts.count_span(Span(path, 0, 10), KINDS, counting.special_arrays([]), stop, lambda _: None)
+    counts.count_span(Span(path, 0, 10), SpecialArrays([]), stop, lambda _: None)
     assert len(counts.words()[2]) == 0
 
 
-def test_small_texts_do_not_wait_for_numba(tmp_path: Path) -> None:
+def test_small_texts_do_not_wait_for_compiled_code(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a small text")
     code = (
         "import sys; from lm.tokenizer import train_bpe, Tokenizer\n"
-        "Tokenizer(*train_bpe('text.txt', 260, [])).encode('a text'); assert 'numba' not in sys.modules"
+        "Tokenizer(*train_bpe('text.txt', 260, [])).encode('a text')\n"
+        "assert not {'numba', 'llvmlite'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+def test_merging_finds_room_as_it_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "text.txt"
+    path.write_bytes("".join(random_texts(6, 2000)).encode())
+    for name in ("FIRST_HEAP", "FIRST_TEXT", "STEP"):
+        monkeypatch.setattr(merging, name, 300)
+    train_both(path, 3000, [END_OF_TEXT], monkeypatch)
+
+
+def test_ids_of_random_texts(tokenizer: Tokenizer) -> None:
+    merged = {left + right for left, right in tokenizer.merges}
+    ordinary = {id_: token for id_, token in tokenizer.vocab.items() if len(token) == 1 or token in merged}
+    many = [token for token in SPECIALS if len(token.encode()) > 1 and token.encode() not in merged]
+    for specials in ([], [END_OF_TEXT], many):
+        narrow = Tokenizer(ordinary, tokenizer.merges, specials)
+        for candidate in (narrow, wide(narrow)):
+            pool, reference = pool_of(candidate), plain(candidate)
+            for text in random_texts(7, 1000):
+                assert pool.encode(text.encode()).tolist() == reference.encode(text), text
+
+
+def test_long_words_and_full_tables(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = random.Random(8)
+    for name in ("FIRST_SHORT", "FIRST_LONG", "MOST_SHORT", "MOST_LONG"):
+        monkeypatch.setattr(encoder, name, 1 << (10 if name.startswith("FIRST") else 12))
+    monkeypatch.setattr(encoder, "FIRST_ARENA", 1 << 13)
+    monkeypatch.setattr(encoder, "MOST_ARENA", 1 << 15)
+    letters = "abcdefghijklmnopqrstuvwxyzé"
+    words = ["".join(rng.choices(letters, k=rng.randint(1, 20))) for _ in range(20_000)]
+    text = " ".join([*words, "ab" * 600, *words[:100], "\n" * 1500, "the" * 700])
+    for candidate in (tokenizer, wide(tokenizer)):
+        pool, expected = pool_of(candidate), plain(candidate).encode(text)
+        for _ in range(2):
+            assert pool.encode(text.encode()).tolist() == expected
+
+
+def test_large_texts_take_the_compiled_way(tokenizer: Tokenizer) -> None:
+    text = "".join(random_texts(9, 20_000)) + "a" * LOAD_FROM
+    assert tokenizer.encode(text) == plain(tokenizer).encode(text)
+    assert tokenizer._pool is not None or not native.ready(len(text))
+    with pytest.raises(ValueError, match="U\\+D800"):
+        tokenizer.encode(text + "\ud800")
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = native.build()
+    monkeypatch.setattr(native, "build", lambda: whole)
+    monkeypatch.setattr(native, "_folders", lambda: [tmp_path / "new"])
+    native.kernels.cache_clear()
+    native.kernels()
+    (cached,) = (tmp_path / "new").iterdir()
+    assert cached.read_bytes() == whole
+    cached.write_bytes(whole[:-100])
+    native.kernels.cache_clear()
+    assert native.kernels().valid_until(np.zeros(PADDING, np.uint8), 0, 0) == 0
+    assert cached.read_bytes() == whole
+
+
+def test_without_a_folder_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    made = kernels_file()
+    monkeypatch.setattr(native, "build", lambda: made)
+    monkeypatch.setattr(native, "_folders", lambda: [tmp_path / "file" / "below"])
+    native.kernels.cache_clear()
+    assert native.kernels().valid_until(np.zeros(PADDING, np.uint8), 0, 0) == 0
+    native.kernels.cache_clear()
+
+
+def kernels_file() -> bytes:
+    kernels()
+    path = native._cached_file()
+    assert path is not None
+    return path.read_bytes()

@@ -1,0 +1,228 @@
+"""Encoding of large texts by compiled code; gives exactly what `Tokenizer.encode` defines in plain Python."""
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import takewhile
+from threading import Event, Lock
+
+import numpy as np
+import numpy.typing as npt
+
+from lm.tokenizer.blocks import BlockReader, SpecialArrays
+from lm.tokenizer.bpe import PreTokenEncoder
+from lm.tokenizer.layout import (
+    ARENA_USED,
+    DOCUMENTS,
+    IDS,
+    IN_DOCUMENT,
+    LONG,
+    LONG_USED,
+    LONGEST_MERGED,
+    MORE_ROOM,
+    MORE_TEXT,
+    NO_PAIR,
+    NUM_USED,
+    PADDING,
+    SHORT,
+    SHORT_USED,
+    STARTS,
+    STATUS,
+    TEXT_BYTES,
+    WORD_END,
+)
+from lm.tokenizer.native import kernels
+from lm.tokenizer.pretokenize import END_OF_TEXT, EncodedChunk, Errors, Span
+
+FIRST_SHORT, MOST_SHORT = 1 << 15, 1 << 21  # entries; what fills the largest tables is forgotten
+FIRST_LONG, MOST_LONG = 1 << 13, 1 << 19
+FIRST_ARENA, MOST_ARENA = 1 << 16, 1 << 22  # ids
+GROWTH = 4
+CHUNK = 1 << 21  # ids are handed on when there are about so many
+
+
+class Merges:
+    """The merges of a vocabulary for compiled code, and the rest of what decides the ids of a text.
+
+    Attributes:
+        byte_ids: (256,) ids of the single bytes.
+        pairs: an open-addressing table from two ids to the rank of their merge.
+        products: ids of the merges' tokens, by rank.
+        specials, special_ids: the special tokens, and their ids in the same order.
+        end_of_text: index of the end-of-text token among them; -1 if there is none.
+        wide: whether ids need 32 bits.
+        merge: merges a pre-token of any length.
+    """
+
+    def __init__(self, plain: PreTokenEncoder, special_ids: dict[str, int], vocab_size: int) -> None:
+        lefts, rights = np.array(list(plain.ranks), np.int32).reshape(-1, 2).T.copy()
+        self.byte_ids = np.array(plain.byte_ids, np.int32)
+        self.pairs = np.full(1 << (2 * len(plain.ranks) + 1).bit_length(), NO_PAIR, np.uint64)
+        kernels().fill_pairs(lefts, rights, self.pairs)
+        self.products = np.array(plain.products, np.int32)
+        self.specials = SpecialArrays(list(special_ids))
+        tokens = self.specials.tokens
+        self.special_ids = np.array([special_ids[token] for token in tokens], np.int64)
+        self.end_of_text = tokens.index(END_OF_TEXT) if END_OF_TEXT in tokens else -1
+        self.wide = vocab_size > 1 << 16
+        self.merge = plain.merge
+
+
+class Encoder:
+    """Encodes text, and remembers the ids of its pre-tokens for what comes next. One thread at a time may use it."""
+
+    def __init__(self, merges: Merges) -> None:
+        self._merges = merges
+        self._short = np.zeros(SHORT * FIRST_SHORT, np.uint64)
+        self._long = np.zeros(LONG * FIRST_LONG, np.uint64)
+        self._arena = np.empty(FIRST_ARENA, np.int32)
+        self._used = np.zeros(NUM_USED, np.int64)
+        self._scratch = (
+            np.empty(STARTS, np.int64), np.empty(2 * STARTS, np.uint64), np.empty(STARTS, np.int64),
+            np.empty(LONGEST_MERGED, np.int32), np.empty(LONGEST_MERGED, np.int32),
+        )  # fmt: skip
+
+    def encode_text(self, text: bytes) -> npt.NDArray[np.unsignedinteger]:
+        """Ids of valid UTF-8."""
+        data = np.zeros(len(text) + PADDING, np.uint8)
+        data[: len(text)] = np.frombuffer(text, np.uint8)
+        self._begin()
+        out = self._room(len(text))
+        self._encode(data, len(text), True, out)
+        return self._ids(out)
+
+    def encode_span(self, span: Span, errors: Errors = "strict") -> Iterator[EncodedChunk]:
+        """Ids of a span of a file that begins a document. Raises ValueError if it is not UTF-8."""
+        self._begin()
+        used = self._used
+        at = num_bytes = 0
+        out = self._room(0)
+        with BlockReader(span, errors) as block:
+            while not block.is_final:
+                num_bytes += block.read(at)
+                if used[IDS] + block.filled * self._width + PADDING > len(out):
+                    if used[IDS]:
+                        yield self._chunk(out, num_bytes)
+                        num_bytes = 0
+                    out = self._room(max(block.filled, CHUNK))
+                at = self._encode(block.data, block.filled, block.is_final, out)
+            yield self._chunk(out, num_bytes)
+
+    def _chunk(self, out: np.ndarray, num_bytes: int) -> EncodedChunk:
+        used = self._used
+        chunk = EncodedChunk(self._ids(out), num_bytes, int(used[TEXT_BYTES]), int(used[DOCUMENTS]))
+        used[[IDS, TEXT_BYTES, DOCUMENTS]] = 0
+        return chunk
+
+    @property
+    def _width(self) -> int:
+        return 4 if self._merges.wide else 2
+
+    def _begin(self) -> None:
+        self._used[[IDS, TEXT_BYTES, DOCUMENTS, IN_DOCUMENT]] = 0
+
+    def _room(self, num_bytes: int) -> np.ndarray:
+        """A buffer for the ids of so many bytes of text, each an id at worst."""
+        return np.empty(num_bytes * self._width + PADDING, np.uint8)
+
+    def _ids(self, out: np.ndarray) -> npt.NDArray[np.unsignedinteger]:
+        return out[: self._used[IDS]].view("<u4" if self._merges.wide else "<u2")
+
+    def _encode(self, data: np.ndarray, filled: int, is_final: bool, out: np.ndarray) -> int:
+        merges, used, at = self._merges, self._used, 0
+        specials = merges.specials
+        while True:
+            at = kernels().encode_block(
+                data, at, filled, is_final, specials.longest, kernels().kinds, specials.firsts, specials.bytes,
+                specials.starts, merges.special_ids, merges.end_of_text, merges.byte_ids, merges.pairs, merges.products,
+                *self._scratch, self._short, self._long, self._arena, out, merges.wide, used,
+            )  # fmt: skip
+            if used[STATUS] == MORE_TEXT:
+                return at
+            if used[STATUS] == MORE_ROOM:
+                self._make_room()
+            else:
+                word = data[at : used[WORD_END]].tobytes()
+                ids = np.array(merges.merge(word), "<u4" if merges.wide else "<u2").view(np.uint8)
+                out[used[IDS] : used[IDS] + len(ids)] = ids
+                used[IDS] += len(ids)
+                at = int(used[WORD_END])
+
+    def _make_room(self) -> None:
+        """Larger tables, or empty ones where they are at their largest."""
+        used = self._used
+        old_short, old_long, old_arena = self._short, self._long, self._arena
+        sizes = len(old_short) // SHORT, len(old_long) // LONG, len(old_arena)
+        if sizes[0] >= MOST_SHORT or sizes[1] >= MOST_LONG or sizes[2] >= MOST_ARENA:
+            old_short[:] = old_long[:] = 0
+            used[[SHORT_USED, LONG_USED, ARENA_USED]] = 0
+            return
+        if 4 * used[SHORT_USED] > sizes[0] or 4 * used[LONG_USED] > sizes[1]:
+            self._short = np.zeros(GROWTH * len(old_short), np.uint64)
+            self._long = np.zeros(GROWTH * len(old_long), np.uint64)
+            kernels().move_entries(old_short, old_long, self._short, self._long)
+        self._arena = np.empty(GROWTH * len(old_arena), np.int32)
+        self._arena[: used[ARENA_USED]] = old_arena[: used[ARENA_USED]]
+
+
+class EncoderPool:
+    """Encoders of one tokenizer, for any number of threads; what they remember stays for the next text."""
+
+    def __init__(self, plain: PreTokenEncoder, special_ids: dict[str, int], vocab_size: int) -> None:
+        self._merges = Merges(plain, special_ids, vocab_size)
+        self._idle: list[Encoder] = []
+        self._lock = Lock()
+
+    @contextmanager
+    def _encoder(self) -> Iterator[Encoder]:
+        with self._lock:
+            encoder = self._idle.pop() if self._idle else Encoder(self._merges)
+        try:
+            yield encoder
+        finally:
+            with self._lock:
+                self._idle.append(encoder)
+
+    def encode(self, text: bytes) -> npt.NDArray[np.unsignedinteger]:
+        """Ids of valid UTF-8: uint16 up to 65,536 ids, else uint32."""
+        with self._encoder() as encoder:
+            return encoder.encode_text(text)
+
+    def encode_spans(
+        self, spans: list[Span], num_threads: int, errors: Errors = "strict"
+    ) -> Generator[EncodedChunk, None, None]:
+        """Ids of spans of files, each of which begins a document, in order; holds a few spans' at a time.
+
+        Raises:
+            ValueError: a file is not UTF-8.
+        """
+        stop = Event()
+
+        def work(span: Span) -> list[EncodedChunk]:
+            with self._encoder() as encoder:
+                return list(takewhile(lambda _: not stop.is_set(), encoder.encode_span(span, errors)))
+
+        if num_threads == 1 or len(spans) == 1:
+            for span in spans:
+                with self._encoder() as encoder:
+                    yield from encoder.encode_span(span, errors)
+            return
+        waiting = iter(spans)
+        pending: deque[Future[list[EncodedChunk]]] = deque()
+        with ThreadPoolExecutor(num_threads) as threads:
+            try:
+                while True:
+                    while len(pending) <= 2 * num_threads and (span := next(waiting, None)):
+                        pending.append(threads.submit(work, span))
+                    if not pending:
+                        return
+                    future = pending.popleft()
+                    # Raised here and not by `result()`, so that the traceback ends in our own code.
+                    if error := future.exception():
+                        raise error
+                    yield from future.result()
+            finally:
+                stop.set()
+                for future in pending:
+                    future.cancel()
