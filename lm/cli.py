@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import traceback
+from itertools import pairwise
 from pathlib import Path
 
 COMMANDS = {
@@ -71,6 +72,7 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("lm").setLevel(logging.INFO)
     try:
+        _check_encoding(rest)
         return run_lightning(command, rest) if command not in FUNCTIONS else run_tool(command, rest)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -102,19 +104,37 @@ def _help() -> str:
     )
 
 
+def _check_encoding(arguments: list[str]) -> None:
+    """Raises ValueError for a configuration that is not UTF-8, over which the option parser would stumble."""
+    for name, value in pairwise([*arguments, ""]):
+        if name == "--config" or name.startswith("--config="):
+            path = Path(value if name == "--config" else name.removeprefix("--config="))
+            try:
+                if path.is_file():
+                    path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 at offset {error.start}; save it as UTF-8") from None
+
+
 def _is_users_mistake(error: BaseException) -> bool:
-    """Whether our code or the option parser raised the error on purpose; anything else is a bug, shown in full."""
+    """Whether our code or the option parser raised the error on purpose, or the system did, as for a full disk.
+
+    Anything else is a bug, shown in full.
+    """
     if os.environ.get("LM_TRACEBACK"):
         return False
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return isinstance(error, argparse.ArgumentError) or PACKAGE in origin.parents
+    return isinstance(error, argparse.ArgumentError | OSError) or PACKAGE in origin.parents
 
 
 def _one_line(error: BaseException) -> str:
+    """The message, in one line, without characters that a terminal would obey."""
     if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.strerror}: {error.filename}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return "; ".join(lines).replace(":;", ":") if lines else type(error).__name__
+        message = f"{error.strerror}: {error.filename}"
+    else:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = "; ".join(lines).replace(":;", ":") if lines else type(error).__name__
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 def run_tool(command: str, arguments: list[str]) -> int:

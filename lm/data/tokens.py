@@ -16,13 +16,24 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SplitMeta:
-    """What one token file holds. `nats` is the exact -ln p of its text where the source knows it."""
+    """What one token file holds. `nats` is the exact -ln p of its text where the source knows it.
+
+    Raises:
+        ValueError: a count is not a whole number from 1 (documents: from 0), or nats is no number from 0.
+    """
 
     tokens: int
     bytes: int
     documents: int
     source_sha256: str
     nats: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("tokens", 1), ("bytes", 1), ("documents", 0)):
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} of a text is {value!r}; it must be a whole number from {least}")
+        if self.nats is not None and not (isinstance(self.nats, int | float) and 0 <= self.nats < math.inf):
+            raise ValueError(f"nats of a text is {self.nats!r}; it must be a number from 0")
 
     @property
     def bytes_per_token(self) -> float:
@@ -93,8 +104,10 @@ class TokenFiles:
             raise FileNotFoundError(f"{path} is missing; delete {self.folder} and run again")
         try:
             tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete {self.folder} and run again") from None
+        except Exception as error:  # whatever a damaged header leads numpy's parser to
+            raise ValueError(
+                f"{path} is damaged ({' '.join(str(error).split())}); delete {self.folder} and run again"
+            ) from None
         expected: SplitMeta = getattr(self.meta, split)
         if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or len(tokens) != expected.tokens:
             raise ValueError(

@@ -1,6 +1,5 @@
 """Run folders: `lightning_logs/version_N` with config.yaml, run.json, tokenizer/ and checkpoints/."""
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +35,10 @@ class Run:
             ValueError: the file is not a whole checkpoint of lm.
         """
         checkpoint = load(self.checkpoint)
-        model = TransformerLM(ModelConfig(**checkpoint["lm"]["net"]))
-        weights = {k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items()}
         try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
+            model = TransformerLM(ModelConfig(**checkpoint["lm"]["net"]))
+            model.load_state_dict({k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items()})
+        except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{self.checkpoint}: weights do not fit the model: {str(error).splitlines()[-1].strip()}"
             ) from None
@@ -58,7 +56,7 @@ def load(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no checkpoint {path}; give a file of {LOGS}/version_N/checkpoints")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # whatever damaged bytes lead the unpickler to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path} is not a whole checkpoint ({reason}); use another one of the run") from None
     identity = checkpoint.get("lm") if isinstance(checkpoint, dict) else None

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +47,9 @@ def test_missing_file(folder: Path, name: str) -> None:
         (b"no array", "damaged"),
         ((lambda file: file[:-10]), "damaged"),
         ((lambda file: file[:40]), "damaged"),
+        ((lambda file: file.replace(b"}", b"(")), "damaged"),
     ],
-    ids=["empty", "noise", "truncated", "truncated header"],
+    ids=["empty", "noise", "truncated", "truncated header", "header that does not parse"],
 )
 def test_damaged_array(folder: Path, damaged: object, message: str) -> None:
     path = folder / "train.npy"
@@ -85,6 +86,9 @@ def test_pickled_array_is_never_loaded(folder: Path) -> None:
         ({"format": 99}, "format 99, this version reads 1"),
         ({"train": None}, "cannot be read"),
         ({"surplus": 1}, "surplus"),
+        ({"valid": asdict(SPLIT) | {"tokens": None}}, "tokens of a text is None; it must be a whole number from 1"),
+        ({"valid": asdict(SPLIT) | {"bytes": 0}}, "bytes of a text is 0"),
+        ({"valid": asdict(SPLIT) | {"nats": "1"}}, "nats of a text is '1'; it must be a number from 0"),
     ],
 )
 def test_meta_of_another_kind(folder: Path, change: dict[str, object], message: str) -> None:

@@ -86,6 +86,18 @@ def test_weights_of_another_model_are_refused(folder: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_checkpoint_without_a_model_is_refused(folder: Path) -> None:
+    run, whole = make_run("version_0", "best"), contents(TransformerLM(NET))
+    for broken in (
+        {"lm": {"format": FORMAT}},
+        {**whole, "state_dict": [1]},
+        {**whole, "lm": {"format": FORMAT, "net": {"depth": 3}}},
+    ):
+        torch.save(broken, run / "checkpoints/best.ckpt")
+        with pytest.raises(ValueError, match=r"best\.ckpt: weights do not fit the model"):
+            find_run().load_model()
+
+
 class Hostile:
     """Runs a shell command when it is unpickled."""
 
@@ -123,3 +135,6 @@ def test_missing_and_truncated_checkpoints(folder: Path) -> None:
         Path("cut.ckpt").write_bytes(whole[:size])
         with pytest.raises(ValueError, match=r"cut\.ckpt is not a whole checkpoint"):
             load(Path("cut.ckpt"))
+    Path("cut.ckpt").write_bytes(whole.replace(b"state_dict", b"state\xc0dict"))  # not UTF-8, deep in the pickle
+    with pytest.raises(ValueError, match=r"cut\.ckpt is not a whole checkpoint"):
+        load(Path("cut.ckpt"))

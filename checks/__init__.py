@@ -1,0 +1,1 @@
+"""Robustness campaigns, run as `python -m checks.NAME`; their results are in docs/robustness_checks.md."""
