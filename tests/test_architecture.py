@@ -35,7 +35,7 @@ ONLY_IN = {
     "lightning": ("training/", "data/datamodule.py"),
     "jsonargparse": ("cli.py",),
     "regex": ("tokenizer/",),
-    "numba": ("tokenizer/kernels/", "tokenizer/native.py"),
+    "numba": ("tokenizer/kernels/", "tokenizer/native.py", "generation/native.py"),
     "llvmlite": ("tokenizer/kernels/", "tokenizer/native.py"),
     "huggingface_hub": ("data/hub.py",),
     "safetensors": ("export/",),

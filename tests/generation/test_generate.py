@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from lm.generation import SamplingConfig, fit_window, generate, sample_next
+from lm.generation import Decoder, SamplingConfig, draw, fit_window, generate
 from lm.model import ModelConfig, TransformerLM
 
 CONTEXT = 12
 GREEDY = SamplingConfig(temperature=0)
 LIVELY = SamplingConfig(temperature=1.2, top_k=20, top_p=0.95)
+PENALIZED = SamplingConfig(temperature=0.9, min_p=0.01, repetition_penalty=1.5)
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12], list(range(13, 35))]  # the last one exceeds the context
 
 
@@ -26,44 +27,70 @@ def build(**changes: Any) -> TransformerLM:
     return model.eval()
 
 
-def naive(
-    model: TransformerLM, prompt: Sequence[int], steps: int, sampling: SamplingConfig, seed: int, row: int
-) -> list[int]:
+def naive(model: TransformerLM, prompt: Sequence[int], steps: int, sampling: SamplingConfig, seed: int) -> list[int]:
     """One prompt, no cache: the whole window anew for each token."""
     context = model.config.context_length
-    stream = np.random.SeedSequence([seed, row]).generate_state(1, np.uint64)[0]
+    stream = np.random.SeedSequence(seed).generate_state(1, np.uint64)[0]
     generator = torch.Generator().manual_seed(int(stream >> np.uint64(1)))
     window, out = list(prompt), []
+    seen = torch.zeros(1, model.config.vocab_size, dtype=torch.bool)
+    seen[0, list(prompt)] = True
     for _ in range(steps):
         if len(window) > context:
             window = window[-max(1, context // 2) :]
         with torch.no_grad():
             logits = model(torch.tensor([window]))[:, -1]
-        out.append(int(sample_next(logits, sampling, [generator])))
+        out.append(int(draw(logits, sampling, torch.rand(1, generator=generator, dtype=torch.float64), seen)))
         window.append(out[-1])
+        seen[0, out[-1]] = True
     return out
 
 
 def rows_of(steps: Any) -> list[list[int]]:
     """Turn steps into rows; a row that has stopped stays so."""
-    columns = list(zip(*steps, strict=True))
+    columns = list(zip(*([token and token.id for token in step] for step in steps), strict=True))
     for column in columns:
         ended = list(itertools.dropwhile(lambda x: x is not None, column))
         assert all(x is None for x in ended)
     return [[x for x in column if x is not None] for column in columns]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, LIVELY])
+@pytest.mark.parametrize("sampling", [GREEDY, LIVELY, PENALIZED])
 @pytest.mark.parametrize("changes", [{}, {"position": "none"}, {"context_length": 1}, {"context_length": 5}])
 def test_equals_the_naive_loop(sampling: SamplingConfig, changes: dict[str, Any]):
     model = build(**changes)
-    rows = rows_of(generate(model, PROMPTS, 40, sampling, seed=7))
-    assert rows == [naive(model, prompt, 40, sampling, 7, row) for row, prompt in enumerate(PROMPTS)]
+    expected = [naive(model, prompt, 40, sampling, 7 + row) for row, prompt in enumerate(PROMPTS)]
+    assert rows_of(generate(model, PROMPTS, 40, sampling, seed=7)) == expected
+    decoder = Decoder(model)
+    assert rows_of(generate(decoder, PROMPTS, 40, sampling, seed=7)) == expected
+    for row, prompt in enumerate(PROMPTS):  # one row alone is compiled code; the batch before it is used again
+        assert rows_of(generate(decoder, [prompt], 40, sampling, seed=7 + row)) == [expected[row]]
 
 
 def test_within_the_context_nothing_slides():
     model = build()
-    assert rows_of(generate(model, [[1, 2]], 10, LIVELY, seed=3)) == [naive(model, [1, 2], 10, LIVELY, 3, 0)]
+    assert rows_of(generate(model, [[1, 2]], 10, LIVELY, seed=3)) == [naive(model, [1, 2], 10, LIVELY, 3)]
+
+
+def test_two_generations_at_once_do_not_share_a_cache():
+    decoder = Decoder(build())
+    alone = rows_of(generate(decoder, [[1, 2]], 10, LIVELY, seed=3))
+    one, two = (generate(decoder, [[1, 2]], 10, LIVELY, seed=3) for _ in range(2))
+    both = list(zip(one, two, strict=True))
+    assert rows_of(step for step, _ in both) == rows_of(step for _, step in both) == alone
+
+
+def test_logprobs_are_the_models_own():
+    model = build()
+    expected = None
+    for reader in (model, Decoder(model)):
+        for prompts in ([PROMPTS[0]], PROMPTS[:2]):
+            drawn = [step[0] for step in generate(reader, prompts, 8, LIVELY, seed=1, logprobs=True)]
+            ids = [token.id for token in drawn if token]
+            with torch.no_grad():
+                logprobs = model(torch.tensor([[*PROMPTS[0], *ids]]))[0, 2:-1].log_softmax(-1)
+            expected = logprobs[range(8), ids].tolist()
+            assert [token.logprob for token in drawn if token] == pytest.approx(expected, abs=1e-5)
 
 
 def test_window():
@@ -80,6 +107,7 @@ def test_rows_do_not_depend_on_each_other():
     assert together[0] == apart[0]
     assert together[3] == apart[3]
     assert together[1] != apart[1]
+    assert rows_of(generate(model, [PROMPTS[3]], 30, LIVELY, seed=4)) == [together[3]]
 
 
 def test_equal_prompts_in_one_batch_differ_and_seeds_repeat():

@@ -1,5 +1,6 @@
 """The sampling distribution by hand, and drawn frequencies against it."""
 
+import itertools
 import math
 from typing import Any
 
@@ -7,8 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lm.generation import SamplingConfig, next_token_probabilities, sample_next
-from lm.generation.sampling import pick
+from lm.generation import SamplingConfig, draw, next_token_probabilities
+from lm.generation.sampling import Uniforms, pick
 
 PROBS = [0.4, 0.25, 0.2, 0.1, 0.05]
 
@@ -43,6 +44,11 @@ def normalized(*weights: float) -> list[float]:
         # Temperature comes before top-p: squared, 0.4 alone has 0.56.
         ({"temperature": 0.5, "top_p": 0.5}, [1, 0, 0, 0, 0]),
         ({"temperature": 1.0, "top_p": 0.5}, normalized(0.4, 0.25, 0, 0, 0)),
+        ({"min_p": 1.0}, [1, 0, 0, 0, 0]),
+        ({"min_p": 0.49}, normalized(0.4, 0.25, 0.2, 0, 0)),
+        ({"min_p": 0.51}, normalized(0.4, 0.25, 0, 0, 0)),
+        # Temperature comes before min-p: squared, 0.2 has a quarter of what 0.4 has.
+        ({"temperature": 0.5, "min_p": 0.3}, normalized(0.16, 0.0625, 0, 0, 0)),
     ],
 )
 def test_distribution(options: dict[str, Any], expected: list[float]):
@@ -73,18 +79,47 @@ def test_rows_are_apart():
         assert_close(both[row], next_token_probabilities(logits[row : row + 1], sampling)[0])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.8}, {"temperature": 1.5, "top_k": 4, "top_p": 0.9}],
-)
-def test_frequencies(options: dict[str, Any]):
-    sampling = SamplingConfig(**options)
-    draws = 20_000
-    logits = torch.tensor(PROBS).log().expand(draws, -1).bfloat16()
-    generator = torch.Generator().manual_seed(1)
-    counts = sample_next(logits, sampling, [generator] * draws).bincount(minlength=5).tolist()
-    expected = [p * draws for p in next_token_probabilities(logits[:1], sampling)[0].tolist()]
-    possible = [(n, e) for n, e in zip(counts, expected, strict=True) if e > 0]
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_repetition_penalty(penalty: float):
+    logits = torch.tensor([[2.0, -1.0, 0.5, -3.0]], dtype=torch.float64)
+    seen = torch.tensor([[True, True, False, False]])
+    got = next_token_probabilities(logits, SamplingConfig(repetition_penalty=penalty), seen)
+    changed = torch.tensor([[2.0 / penalty, -1.0 * penalty, 0.5, -3.0]], dtype=torch.float64)
+    assert_close(got, changed.softmax(-1))
+    greedy = SamplingConfig(temperature=0, repetition_penalty=5.0)
+    assert draw(logits, greedy, torch.zeros(1), seen).tolist() == [2]
+
+
+def by_definition(probs: list[float], options: dict[str, Any]) -> list[float]:
+    """The distribution from the papers' definitions, in plain Python."""
+    powers = normalized(*(p ** (1 / options.get("temperature", 1.0)) for p in probs))
+    order = sorted(range(len(probs)), key=lambda i: (-powers[i], i))[: options.get("top_k", len(probs))]
+    kept, mass, total = [], 0.0, sum(powers[i] for i in order)
+    for i in order:
+        if mass >= options.get("top_p", 1.1):
+            break
+        kept.append(i)
+        mass += powers[i] / total
+    kept = [i for i in kept if powers[i] >= options.get("min_p", 0) * powers[order[0]]]
+    return normalized(*(powers[i] if i in kept else 0.0 for i in range(len(probs))))
+
+
+SETTINGS = {"temperature": 0.7, "top_k": 12, "top_p": 0.8, "min_p": 0.12}
+
+
+@pytest.mark.parametrize("names", [c for n in range(5) for c in itertools.combinations(SETTINGS, n)], ids="+".join)
+def test_frequencies_of_100_000_draws(names: tuple[str, ...]):
+    options = {name: SETTINGS[name] for name in names}
+    probs = normalized(*(0.8**i * (1 + 0.1 * (i % 3)) for i in range(20)))
+    draws, rows = 100_000, 1000
+    logits = torch.tensor(probs).log().expand(rows, -1)
+    generator = torch.Generator().manual_seed(len(names))
+    counts = torch.zeros(len(probs), dtype=torch.long)
+    for _ in range(draws // rows):
+        uniform = torch.rand(rows, generator=generator, dtype=torch.float64)
+        counts += draw(logits, SamplingConfig(**options), uniform).bincount(minlength=len(probs))
+    expected = [p * draws for p in by_definition(probs, options)]
+    possible = [(n, e) for n, e in zip(counts.tolist(), expected, strict=True) if e > 0]
     assert sum(n for n, _ in possible) == draws  # never one with probability 0
     chi_square = sum((n - e) ** 2 / e for n, e in possible)
     freedom = len(possible) - 1
@@ -98,15 +133,11 @@ def test_pick_at_the_edges():
     assert pick(probs, uniforms).tolist() == [1, 1, 3, 3]
 
 
-def test_each_row_draws_from_its_own_generator():
-    logits = torch.zeros(3, 1000)
-
-    def draw(*seeds: int) -> list[int]:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return sample_next(logits[: len(seeds)], SamplingConfig(), generators).tolist()
-
-    assert draw(1, 2, 3) == [*draw(1), *draw(2), *draw(3)]
-    assert len(set(draw(1, 2, 3))) == 3
+def test_each_row_has_its_own_random_numbers():
+    together = Uniforms([1, 2, 3]).next(5)
+    alone = Uniforms([2])
+    assert torch.equal(torch.cat([alone.next(2), alone.next(3)])[:, 0], together[:, 1])
+    assert len(set(together.flatten().tolist())) == 15
 
 
 @pytest.mark.parametrize(
@@ -118,6 +149,10 @@ def test_each_row_draws_from_its_own_generator():
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
+        ({"min_p": 0.0}, "min_p is 0.0"),
+        ({"min_p": 1.1}, "min_p is 1.1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str):
