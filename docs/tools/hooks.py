@@ -34,6 +34,8 @@ def source(path: str, name: str) -> str:
     if ast.get_docstring(node) is not None:
         docstring = node.body[0]
         del lines[docstring.lineno - first : docstring.end_lineno - first + 1]
+        while not lines[docstring.lineno - first].strip():
+            del lines[docstring.lineno - first]
     return textwrap.dedent("\n".join(lines)).strip("\n")
 
 
@@ -41,7 +43,7 @@ def expand(markdown: str) -> str:
     """The page with what its comments ask for."""
 
     def lines(match: re.Match[str]) -> str:
-        return f'```python title="{match[1]}"\n{source(match[1], match[2])}\n```'
+        return f'```python title="{match[1]}: {match[2]}"\n{source(match[1], match[2])}\n```'
 
     def diff(match: re.Match[str]) -> str:
         text = (ROOT / "docs" / match[1]).read_text(encoding="utf-8")

@@ -53,6 +53,13 @@ def test_accept_knows_mistakes() -> None:
             blocks.accept(command)
 
 
+def test_what_the_readme_links_to_exists() -> None:
+    links = re.findall(r'\]\(([^)#]+)|src="([^"]+)"', (ROOT / "README.md").read_text(encoding="utf-8"))
+    paths = [link or src for link, src in links if not (link or src).startswith("http")]
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 def test_every_page_is_in_the_navigation() -> None:
     listed = re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
     assert len(listed) == len(set(listed))
