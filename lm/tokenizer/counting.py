@@ -12,12 +12,12 @@ import numpy as np
 from lm.tokenizer.blocks import BlockReader, Bytes, SpecialArrays
 from lm.tokenizer.layout import (
     ARENA_USED,
-    LONG,
+    ENTRY,
     LONG_USED,
     MORE_ROOM,
     NUM_USED,
     PADDING,
-    SHORT,
+    SHORT_BYTES,
     SHORT_USED,
     STARTS,
     STATUS,
@@ -35,8 +35,8 @@ class Counts:
 
     def __init__(self, shorts: int = 0, longs: int = 0, num_bytes: int = 0) -> None:
         """Empty tables with room for so many pre-tokens, and so many bytes of those above 16."""
-        self._short = np.zeros(SHORT * _entries(shorts), np.uint64)
-        self._long = np.zeros(LONG * _entries(longs), np.uint64)
+        self._short = np.zeros(ENTRY * _entries(shorts), np.uint64)
+        self._long = np.zeros(ENTRY * _entries(longs), np.uint64)
         self._arena = np.empty(max(num_bytes, FIRST_ARENA) + PADDING, np.uint8)
         self._used = np.zeros(NUM_USED, np.int64)
 
@@ -46,31 +46,27 @@ class Counts:
         counts = Counts(
             2 * int(used[SHORT_USED]) + shorts, 2 * int(used[LONG_USED]) + longs, 2 * int(used[ARENA_USED]) + num_bytes
         )
-        counts._add_tables(self)
+        counts._add(*self.words())
         self.__dict__ = counts.__dict__
 
-    def _add_tables(self, other: "Counts") -> None:
-        kernels().add_counts(other._short, other._long, other._arena, self._short, self._long, self._arena, self._used)
+    def _add(self, flat: Bytes, starts: np.ndarray, counts: np.ndarray) -> None:
+        kernels().add_words(flat, starts, counts, self._short, self._long, self._arena, self._used)
 
-    def add(self, other: "Counts") -> None:
-        """Add another's counts."""
-        used = other._used
-        self._make_room(int(used[SHORT_USED]), int(used[LONG_USED]), int(used[ARENA_USED]))
-        self._add_tables(other)
-
-    def add_words(self, flat: Bytes, starts: np.ndarray, counts: np.ndarray) -> None:
+    def add(self, flat: Bytes, starts: np.ndarray, counts: np.ndarray) -> None:
         """Add what `words` returned."""
         self._make_room(len(counts), len(counts), len(flat))
-        kernels().add_words(np.concatenate([flat, np.zeros(PADDING, np.uint8)]), starts, counts,
-                            self._short, self._long, self._arena, self._used)  # fmt: skip
+        self._add(flat, starts, counts)
 
     def words(self) -> tuple[Bytes, np.ndarray, np.ndarray]:
-        """Pre-tokens as bytes in one array, where each begins (and the last ends), and counts: (N,), (W + 1,), (W,)."""
-        number = int(self._used[SHORT_USED] + self._used[LONG_USED])
-        most = int(8 * self._used[SHORT_USED] + 16 * self._used[LONG_USED] + self._used[ARENA_USED])
-        flat, starts, counts = np.empty(most, np.uint8), np.empty(number + 1, np.int64), np.empty(number, np.uint64)
-        size = kernels().list_words(self._short, self._long, self._arena, flat, starts, counts)
-        return flat[:size].copy(), starts, counts
+        """Pre-tokens as bytes in one array, where each begins (and the last ends), and counts: (N,), (W + 1,), (W,).
+
+        The array of bytes is longer than they are, so that compiled code can read beyond them.
+        """
+        shorts, longs, arena = (int(self._used[place]) for place in (SHORT_USED, LONG_USED, ARENA_USED))
+        flat = np.empty(SHORT_BYTES * shorts + arena + PADDING, np.uint8)
+        starts, counts = np.empty(shorts + longs + 1, np.int64), np.empty(shorts + longs, np.uint64)
+        kernels().list_words(self._short, self._long, self._arena, flat, starts, counts)
+        return flat, starts, counts
 
     def count_span(self, span: Span, specials: SpecialArrays, stop: Event, progress: Callable[[int], object]) -> None:
         """Count a span of a file, unless told to stop. Raises ValueError if it is not UTF-8."""
@@ -137,5 +133,5 @@ def count_spans(
         raise errors[0]
     total = parts.pop() if parts else Counts()
     for part in parts:
-        total.add(part)
+        total.add(*part.words())
     return total

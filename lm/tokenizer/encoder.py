@@ -15,17 +15,18 @@ from lm.tokenizer.bpe import PreTokenEncoder
 from lm.tokenizer.layout import (
     ARENA_USED,
     DOCUMENTS,
-    IDS,
+    ENTRY,
     IN_DOCUMENT,
-    LONG,
     LONG_USED,
+    LONGEST_KEPT,
     LONGEST_MERGED,
+    MANY_USED,
     MORE_ROOM,
     MORE_TEXT,
     NO_PAIR,
     NUM_USED,
+    OUT_USED,
     PADDING,
-    SHORT,
     SHORT_USED,
     STARTS,
     STATUS,
@@ -35,10 +36,9 @@ from lm.tokenizer.layout import (
 from lm.tokenizer.native import kernels
 from lm.tokenizer.pretokenize import END_OF_TEXT, EncodedChunk, Errors, Span
 
-FIRST_SHORT, MOST_SHORT = 1 << 15, 1 << 21  # entries; what fills the largest tables is forgotten
-FIRST_LONG, MOST_LONG = 1 << 13, 1 << 19
-FIRST_ARENA, MOST_ARENA = 1 << 16, 1 << 22  # ids
-GROWTH = 4
+FIRST_SHORT, MOST_SHORT = 1 << 14, 1 << 20  # entries; what fills the largest tables is forgotten
+FIRST_LONG, MOST_LONG = 1 << 12, 1 << 18
+GROWTH = 2
 CHUNK = 1 << 21  # ids are handed on when there are about so many
 
 
@@ -48,6 +48,7 @@ class Merges:
     Attributes:
         byte_ids: (256,) ids of the single bytes.
         pairs: an open-addressing table from two ids to the rank of their merge.
+        byte_ranks: (65536,) ranks of the merges of two bytes.
         products: ids of the merges' tokens, by rank.
         specials, special_ids: the special tokens, and their ids in the same order.
         end_of_text: index of the end-of-text token among them; -1 if there is none.
@@ -59,7 +60,8 @@ class Merges:
         lefts, rights = np.array(list(plain.ranks), np.int32).reshape(-1, 2).T.copy()
         self.byte_ids = np.array(plain.byte_ids, np.int32)
         self.pairs = np.full(1 << (2 * len(plain.ranks) + 1).bit_length(), NO_PAIR, np.uint64)
-        kernels().fill_pairs(lefts, rights, self.pairs)
+        self.byte_ranks = np.empty(1 << 16, np.int32)
+        kernels().fill_pairs(lefts, rights, self.byte_ids, self.pairs, self.byte_ranks)
         self.products = np.array(plain.products, np.int32)
         self.specials = SpecialArrays(list(special_ids))
         tokens = self.specials.tokens
@@ -74,13 +76,13 @@ class Encoder:
 
     def __init__(self, merges: Merges) -> None:
         self._merges = merges
-        self._short = np.zeros(SHORT * FIRST_SHORT, np.uint64)
-        self._long = np.zeros(LONG * FIRST_LONG, np.uint64)
-        self._arena = np.empty(FIRST_ARENA, np.int32)
+        self._short = np.zeros(ENTRY * FIRST_SHORT, np.uint64)
+        self._long = np.zeros(ENTRY * FIRST_LONG, np.uint64)
+        self._arena, self._many = _arenas(FIRST_SHORT)
         self._used = np.zeros(NUM_USED, np.int64)
         self._scratch = (
             np.empty(STARTS, np.int64), np.empty(2 * STARTS, np.uint64), np.empty(STARTS, np.int64),
-            np.empty(LONGEST_MERGED, np.int32), np.empty(LONGEST_MERGED, np.int32),
+            *(np.empty(LONGEST_MERGED, np.int32) for _ in range(2)),
         )  # fmt: skip
 
     def encode_text(self, text: bytes) -> npt.NDArray[np.unsignedinteger]:
@@ -101,8 +103,8 @@ class Encoder:
         with BlockReader(span, errors) as block:
             while not block.is_final:
                 num_bytes += block.read(at)
-                if used[IDS] + block.filled * self._width + PADDING > len(out):
-                    if used[IDS]:
+                if used[OUT_USED] + block.filled * self._width + PADDING > len(out):
+                    if used[OUT_USED]:
                         yield self._chunk(out, num_bytes)
                         num_bytes = 0
                     out = self._room(max(block.filled, CHUNK))
@@ -112,7 +114,7 @@ class Encoder:
     def _chunk(self, out: np.ndarray, num_bytes: int) -> EncodedChunk:
         used = self._used
         chunk = EncodedChunk(self._ids(out), num_bytes, int(used[TEXT_BYTES]), int(used[DOCUMENTS]))
-        used[[IDS, TEXT_BYTES, DOCUMENTS]] = 0
+        used[[OUT_USED, TEXT_BYTES, DOCUMENTS]] = 0
         return chunk
 
     @property
@@ -120,14 +122,14 @@ class Encoder:
         return 4 if self._merges.wide else 2
 
     def _begin(self) -> None:
-        self._used[[IDS, TEXT_BYTES, DOCUMENTS, IN_DOCUMENT]] = 0
+        self._used[[OUT_USED, TEXT_BYTES, DOCUMENTS, IN_DOCUMENT]] = 0
 
     def _room(self, num_bytes: int) -> np.ndarray:
         """A buffer for the ids of so many bytes of text, each an id at worst."""
         return np.empty(num_bytes * self._width + PADDING, np.uint8)
 
     def _ids(self, out: np.ndarray) -> npt.NDArray[np.unsignedinteger]:
-        return out[: self._used[IDS]].view("<u4" if self._merges.wide else "<u2")
+        return out[: self._used[OUT_USED]].view("<u4" if self._merges.wide else "<u2")
 
     def _encode(self, data: np.ndarray, filled: int, is_final: bool, out: np.ndarray) -> int:
         merges, used, at = self._merges, self._used, 0
@@ -135,8 +137,9 @@ class Encoder:
         while True:
             at = kernels().encode_block(
                 data, at, filled, is_final, specials.longest, kernels().kinds, specials.firsts, specials.bytes,
-                specials.starts, merges.special_ids, merges.end_of_text, merges.byte_ids, merges.pairs, merges.products,
-                *self._scratch, self._short, self._long, self._arena, out, merges.wide, used,
+                specials.starts, merges.special_ids, merges.end_of_text, merges.byte_ids, merges.byte_ranks,
+                merges.pairs, merges.products, *self._scratch, self._short, self._long, self._arena,
+                self._many, out, merges.wide, used,
             )  # fmt: skip
             if used[STATUS] == MORE_TEXT:
                 return at
@@ -145,25 +148,29 @@ class Encoder:
             else:
                 word = data[at : used[WORD_END]].tobytes()
                 ids = np.array(merges.merge(word), "<u4" if merges.wide else "<u2").view(np.uint8)
-                out[used[IDS] : used[IDS] + len(ids)] = ids
-                used[IDS] += len(ids)
+                out[used[OUT_USED] : used[OUT_USED] + len(ids)] = ids
+                used[OUT_USED] += len(ids)
                 at = int(used[WORD_END])
 
     def _make_room(self) -> None:
         """Larger tables, or empty ones where they are at their largest."""
-        used = self._used
-        old_short, old_long, old_arena = self._short, self._long, self._arena
-        sizes = len(old_short) // SHORT, len(old_long) // LONG, len(old_arena)
-        if sizes[0] >= MOST_SHORT or sizes[1] >= MOST_LONG or sizes[2] >= MOST_ARENA:
-            old_short[:] = old_long[:] = 0
-            used[[SHORT_USED, LONG_USED, ARENA_USED]] = 0
+        used, short, long = self._used, self._short, self._long
+        if len(short) >= ENTRY * MOST_SHORT or len(long) >= ENTRY * MOST_LONG:
+            short[:] = long[:] = 0
+            used[[SHORT_USED, LONG_USED, ARENA_USED, MANY_USED]] = 0
             return
-        if 4 * used[SHORT_USED] > sizes[0] or 4 * used[LONG_USED] > sizes[1]:
-            self._short = np.zeros(GROWTH * len(old_short), np.uint64)
-            self._long = np.zeros(GROWTH * len(old_long), np.uint64)
-            kernels().move_entries(old_short, old_long, self._short, self._long)
-        self._arena = np.empty(GROWTH * len(old_arena), np.int32)
-        self._arena[: used[ARENA_USED]] = old_arena[: used[ARENA_USED]]
+        self._short, self._long = (np.zeros(GROWTH * len(table), np.uint64) for table in (short, long))
+        kernels().move_entries(short, long, self._short, self._long)
+        arena, many = self._arena, self._many
+        self._arena, self._many = _arenas(len(self._short) // ENTRY)
+        self._arena[: used[ARENA_USED]] = arena[: used[ARENA_USED]]
+        self._many[: used[MANY_USED]] = many[: used[MANY_USED]]
+
+
+def _arenas(num_entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Room for the bytes of long pre-tokens, and for ids, for a table of so many entries."""
+    batch = LONGEST_KEPT * STARTS
+    return np.empty(4 * num_entries + batch + PADDING, np.uint8), np.empty(num_entries + batch, np.int32)
 
 
 class EncoderPool:

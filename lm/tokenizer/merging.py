@@ -37,7 +37,7 @@ def merge_words(
         num_merges: how many are wanted; there are fewer if the words have no more pairs.
         progress: called with a number of further merges.
     """
-    num_positions, num_tokens = len(flat) + len(counts) + 1, first_product + num_merges
+    num_positions, num_tokens = int(word_starts[-1]) + len(counts) + 1, first_product + num_merges
     token_at, pair_at, word_at = (np.empty(num_positions, np.int32) for _ in range(3))
     kernels().place_words(flat, word_starts, token_at, pair_at, word_at)
     lefts, rights = np.empty(FIRST_PAIRS, np.int32), np.empty(FIRST_PAIRS, np.int32)

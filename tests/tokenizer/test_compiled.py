@@ -206,8 +206,6 @@ def test_long_words_and_full_tables(tokenizer: Tokenizer, monkeypatch: pytest.Mo
     rng = random.Random(8)
     for name in ("FIRST_SHORT", "FIRST_LONG", "MOST_SHORT", "MOST_LONG"):
         monkeypatch.setattr(encoder, name, 1 << (10 if name.startswith("FIRST") else 12))
-    monkeypatch.setattr(encoder, "FIRST_ARENA", 1 << 13)
-    monkeypatch.setattr(encoder, "MOST_ARENA", 1 << 15)
     letters = "abcdefghijklmnopqrstuvwxyzé"
     words = ["".join(rng.choices(letters, k=rng.randint(1, 20))) for _ in range(20_000)]
     text = " ".join([*words, "ab" * 600, *words[:100], "\n" * 1500, "the" * 700])

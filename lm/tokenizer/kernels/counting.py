@@ -7,57 +7,25 @@ import numpy as np
 from lm.tokenizer.kernels.bits import ONE, ZERO, U, inline, kernel
 from lm.tokenizer.kernels.scanner import find_special, scan
 from lm.tokenizer.kernels.tables import (
-    find_bytes,
+    enter_long,
+    enter_short,
     find_long,
+    find_or_enter,
     find_short,
-    hash_bytes,
-    long_hash,
+    is_short,
     look_up_batch,
-    shift_for,
-    short_hash,
 )
 from lm.tokenizer.layout import (
     ARENA_USED,
-    KEY_BYTES,
-    LONG,
+    ENTRY,
     LONG_USED,
     LOOK_AHEAD,
     MORE_ROOM,
     MORE_TEXT,
-    SHORT,
     SHORT_USED,
     STARTS,
     STATUS,
 )
-
-
-@inline
-def add_short(short: Any, used: Any, slot: Any, key: Any, count: Any) -> None:
-    entry = find_short(short, slot, key)
-    if short[U(entry)] == ZERO:
-        short[U(entry)] = key
-        used[SHORT_USED] += 1
-    short[U(entry + 1)] += count
-
-
-@inline
-def add_long(
-    long: Any, arena: Any, used: Any, slot: Any, key: Any, key_2: Any, data: Any, at: Any, size: Any, count: Any
-) -> None:
-    if size <= KEY_BYTES:
-        entry = find_long(long, slot, key, key_2, size)
-    else:
-        entry = find_bytes(long, slot, key, data, at, size, arena)
-    if long[U(entry + 3)] == ZERO:
-        if size > KEY_BYTES:
-            begin = used[ARENA_USED]
-            for offset in range(size):
-                arena[U(begin + offset)] = data[U(at + offset)]
-            used[ARENA_USED] += size
-            key_2 = U(begin)
-        long[U(entry)], long[U(entry + 1)], long[U(entry + 3)] = key, key_2, U(size)
-        used[LONG_USED] += 1
-    long[U(entry + 2)] += count
 
 
 @kernel(
@@ -81,21 +49,28 @@ def count_block(
                 return at
             after = starts[U(number)]
             if (
-                SHORT * 2 * (used[SHORT_USED] + STARTS) > short.size
-                or LONG * 2 * (used[LONG_USED] + STARTS) > long.size
+                2 * ENTRY * (used[SHORT_USED] + STARTS) > short.size
+                or 2 * ENTRY * (used[LONG_USED] + STARTS) > long.size
                 or used[ARENA_USED] + after - at > arena.size
             ):
                 used[STATUS] = MORE_ROOM
                 return at
             look_up_batch(data, starts, number, short, long, keys, slots)
             for i in range(number):
-                slot = slots[U(i)]
+                slot, key = slots[U(i)], keys[U(2 * i)]
                 if slot >= 0:
-                    add_short(short, used, slot, keys[U(2 * i)], ONE)
+                    key_2 = keys[U(2 * i + 1)]
+                    entry = find_short(short, slot, key, key_2)
+                    if short[U(entry)] == ZERO:
+                        enter_short(short, used, entry, key, key_2)
+                    short[U(entry + 2)] += ONE
                 else:
                     begin = starts[U(i)]
                     size = starts[U(i + 1)] - begin
-                    add_long(long, arena, used, -1 - slot, keys[U(2 * i)], keys[U(2 * i + 1)], data, begin, size, ONE)
+                    entry = find_long(long, -1 - slot, key, data, begin, size, arena)
+                    if long[U(entry + 3)] == ZERO:
+                        enter_long(long, used, entry, key, data, begin, size, arena)
+                    long[U(entry + 2)] += ONE
             at = after
         if special >= 0:
             at += special_starts[special + 1] - special_starts[special]
@@ -103,88 +78,59 @@ def count_block(
     return at
 
 
-@kernel("int64(uint64[::1], uint64[::1], uint8[::1], uint64[::1], uint64[::1], uint8[::1], int64[::1])")
-def add_counts(from_short: Any, from_long: Any, from_arena: Any, short: Any, long: Any, arena: Any, used: Any) -> Any:
-    """Add the counts of tables to others that have room for them."""
-    short_shift, long_shift = shift_for(short, SHORT), shift_for(long, LONG)
-    for entry in range(0, from_short.size, SHORT):
-        key = from_short[U(entry)]
-        if key != ZERO:
-            slot = np.int64(short_hash(key) >> short_shift)
-            add_short(short, used, slot, key, from_short[U(entry + 1)])
-    for entry in range(0, from_long.size, LONG):
-        size = np.int64(from_long[U(entry + 3)])
-        if size:
-            key, key_2, begin = from_long[U(entry)], from_long[U(entry + 1)], np.int64(0)
-            if size > KEY_BYTES:
-                key_2, begin = ZERO, np.int64(key_2)
-            slot = np.int64(long_hash(key, key_2, size) >> long_shift)
-            add_long(long, arena, used, slot, key, key_2, from_arena, begin, size, from_long[U(entry + 2)])
-    return 0
-
-
 @kernel("int64(uint8[::1], int64[::1], uint64[::1], uint64[::1], uint64[::1], uint8[::1], int64[::1])")
 def add_words(flat: Any, starts: Any, counts: Any, short: Any, long: Any, arena: Any, used: Any) -> Any:
     """Add pre-tokens, one after the other in `flat`, to tables that have room for them."""
-    short_shift, long_shift = shift_for(short, SHORT), shift_for(long, LONG)
     for word in range(counts.size):
-        at = starts[word]
-        size = starts[word + 1] - at
-        key, key_2 = ZERO, ZERO
-        if size <= KEY_BYTES:
-            for offset in range(size):
-                if offset < 8:
-                    key |= U(flat[U(at + offset)]) << U(8 * offset)
-                else:
-                    key_2 |= U(flat[U(at + offset)]) << U(8 * offset - 64)
+        at = starts[U(word)]
+        size = starts[U(word + 1)] - at
+        short_one = is_short(flat, at, size)
+        entry = find_or_enter(flat, at, size, short, long, arena, used, short_one)
+        if short_one:
+            short[U(entry + 2)] += counts[U(word)]
         else:
-            key = hash_bytes(flat, at, size)
-        if size <= 8 and flat[U(at + size - 1)] != 0:
-            add_short(short, used, np.int64(short_hash(key) >> short_shift), key, counts[U(word)])
-        else:
-            slot = np.int64(long_hash(key, key_2, size) >> long_shift)
-            add_long(long, arena, used, slot, key, key_2, flat, at, size, counts[U(word)])
-    return 0
+            long[U(entry + 2)] += counts[U(word)]
+    return counts.size
 
 
 @inline
-def write_bytes(key: Any, flat: Any, at: Any, size: Any) -> None:
-    for offset in range(size):
-        flat[U(at + offset)] = np.uint8(key & U(0xFF))
+def write_bytes(key: Any, flat: Any, at: Any) -> Any:
+    """Write a number's bytes up to the last that is not zero; returns how many."""
+    size = np.int64(0)
+    while key != ZERO:
+        flat[U(at + size)] = np.uint8(key & U(0xFF))
         key >>= U(8)
+        size += 1
+    return size
 
 
 @kernel("int64(uint64[::1], uint64[::1], uint8[::1], uint8[::1], int64[::1], uint64[::1])")
 def list_words(short: Any, long: Any, arena: Any, flat: Any, starts: Any, counts: Any) -> Any:
     """Write all pre-tokens one after the other, where each begins, and their counts; returns their bytes."""
-    word = np.int64(0)
-    at = np.int64(0)
+    word, at = np.int64(0), np.int64(0)
     starts[0] = 0
-    for entry in range(0, short.size, SHORT):
-        key = short[U(entry)]
-        if key != ZERO:
-            size = np.int64(0)
-            while key >> U(8 * size) != ZERO:
+    for entry in range(0, short.size, ENTRY):
+        key, key_2 = short[U(entry)], short[U(entry + 1)]
+        if key == ZERO:
+            continue
+        size = write_bytes(key, flat, at)
+        if key_2 != ZERO:
+            while size < 8:  # the first 8 bytes end with zeros
+                flat[U(at + size)] = 0
                 size += 1
-                if size == 8:
-                    break
-            write_bytes(key, flat, at, size)
-            at += size
-            counts[U(word)] = short[U(entry + 1)]
-            word += 1
-            starts[U(word)] = at
-    for entry in range(0, long.size, LONG):
-        size = np.int64(long[U(entry + 3)])
-        if size:
-            if size <= KEY_BYTES:
-                write_bytes(long[U(entry)], flat, at, min(size, 8))
-                write_bytes(long[U(entry + 1)], flat, at + 8, max(size - 8, 0))
-            else:
-                begin = np.int64(long[U(entry + 1)])
-                for offset in range(size):
-                    flat[U(at + offset)] = arena[U(begin + offset)]
-            at += size
-            counts[U(word)] = long[U(entry + 2)]
-            word += 1
-            starts[U(word)] = at
+            size += write_bytes(key_2, flat, at + 8)
+        at += size
+        counts[U(word)] = short[U(entry + 2)]
+        word += 1
+        starts[U(word)] = at
+    for entry in range(0, long.size, ENTRY):
+        begin, size = np.int64(long[U(entry + 1)]), np.int64(long[U(entry + 3)])
+        if size == 0:
+            continue
+        for offset in range(size):
+            flat[U(at + offset)] = arena[U(begin + offset)]
+        at += size
+        counts[U(word)] = long[U(entry + 2)]
+        word += 1
+        starts[U(word)] = at
     return at
