@@ -303,6 +303,6 @@ def main(out: Path, repetitions: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("build/memory.json"))
-    parser.add_argument("--repetitions", type=int, default=5, help="timed steps a row")
+    parser.add_argument("--repetitions", type=int, default=3, help="timed steps a row")
     options = parser.parse_args()
     main(options.out, options.repetitions)
