@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 import traceback
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +72,7 @@ def main(arguments: list[str]) -> int:
         return USAGE_ERROR
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("lm").setLevel(logging.INFO)
+    threading.excepthook = _thread_failed
     try:
         _check_encoding(rest)
         return run_lightning(command, rest) if command not in FUNCTIONS else run_tool(command, rest)
@@ -114,6 +116,12 @@ def _check_encoding(arguments: list[str]) -> None:
                     path.read_text(encoding="utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path} is not UTF-8 at offset {error.start}; save it as UTF-8") from None
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's writing thread hands a full disk's error on to whoever logs next, who is told in one line."""
+    if not issubclass(failure.exc_type, OSError):
+        threading.__excepthook__(failure)
 
 
 def _is_users_mistake(error: BaseException) -> bool:

@@ -42,6 +42,12 @@ def test_encodes_the_raw_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*.*")) == ["ids.npy", "text.txt"]
 
 
+def test_an_older_result_is_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for text in ("the end", "then"):
+        encode_file(tokenizer, write(tmp_path / "text.txt", text), tmp_path / "ids.npy")
+    assert np.load(tmp_path / "ids.npy").tolist() == tokenizer.encode("then")
+
+
 @pytest.mark.parametrize(
     ("text", "documents"),
     [

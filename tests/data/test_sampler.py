@@ -38,6 +38,12 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
     assert rows(loader(), 5) == rows(loader(), 5)
     assert rows(loader(), 5) != rows(loader(), 6)
     assert rows(loader(), 5) != rows(loader(seed=1), 5)
+    assert rows(loader(), 1) != rows(loader(seed=1), 0)  # neighbouring seeds do not share batches
+
+
+def test_every_window_is_drawn() -> None:
+    batches = TrainBatches(TOKENS[:12], 400, 8, 0, Slice.of(400, 0, 1, 1))
+    assert set(batches.batch(0)[0][:, 0].tolist()) == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (1, 3), (2, 3), (4, 1)])

@@ -65,6 +65,7 @@ def test_damaged_array(folder: Path, damaged: object, message: str) -> None:
         (TRAIN.astype(np.int64), "int64"),
         (TRAIN.astype(np.float32), "float32"),
         (TRAIN[:99], "99.*100 tokens"),
+        (np.arange(101, dtype=np.uint16), "101.*100 tokens"),
         (TRAIN.reshape(10, 10), "10, 10"),
     ],
 )

@@ -214,6 +214,35 @@ def test_accumulation_counts_tokens_once(data: Any, trainer: Any) -> None:
     assert run.logger.figures["train/tokens_seen"] == {2: 256, 4: 512, 6: 768}
 
 
+def test_dropout_depends_on_seed_and_step_alone(data: Any, trainer: Any) -> None:
+    def dropped(seed: int) -> list[list[bool]]:
+        seed_everything(5, verbose=False)
+        module = LanguageModel(replace(NET, dropout=0.5), OPTIMIZER)
+        masks: list[list[bool]] = []
+        module.net.dropout.register_forward_hook(lambda *io: masks.append((io[2] == 0).flatten().tolist()))
+        torch.rand(seed + 1)  # what was drawn before does not matter
+        trainer(max_steps=3).fit(module, datamodule=data(seed=seed))
+        return masks[:3]
+
+    first = dropped(0)
+    assert dropped(0) == first
+    assert first[0] != first[1] != first[2] != first[0]
+    assert dropped(1)[0] != first[0]
+
+
+def test_resumed_optimizer_has_the_commands_settings(data: Any, trainer: Any, tmp_path: Path) -> None:
+    run = trainer(max_steps=2)
+    run.fit(make_model(), datamodule=data())
+    run.save_checkpoint(tmp_path / "two.ckpt")
+    changed = replace(OPTIMIZER, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3)
+    resumed = trainer(max_steps=3)
+    resumed.fit(make_model(changed), datamodule=data(), ckpt_path=tmp_path / "two.ckpt", weights_only=True)
+    matrices, vectors = resumed.optimizers[0].param_groups
+    for group in (matrices, vectors):
+        assert (tuple(group["betas"]), group["eps"]) == ((0.8, 0.9), 1e-6)
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
+
+
 def test_loss_that_is_no_number_ends_the_run(data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_model()
     loss = module.loss
