@@ -96,15 +96,31 @@ def test_masks_of_dropout(precision: TrainingPrecision) -> None:
     assert predicted(config, 3, TIME, precision) == kept_by_autograd(config, 3, TIME, precision, False)
 
 
-def test_what_cuda_keeps_differently() -> None:
-    """No copy of the heads' output, rows padded to 32, masks of bytes; benchmarks/memory.py measures all of it."""
+@pytest.mark.parametrize(
+    ("precision", "kernel"),
+    [
+        ("float32", torch.ops.aten._scaled_dot_product_efficient_attention),
+        ("bf16-mixed", torch.ops.aten._scaled_dot_product_flash_attention),
+        ("bf16-mixed", torch.ops.aten._scaled_dot_product_cudnn_attention),
+    ],
+)
+def test_cuda_attention_keeps_what_its_kernels_return(precision: TrainingPrecision, kernel: Any) -> None:
+    """By torch's own shapes and strides of CUDA's kernels, which need no GPU."""
+    config, batch = ModelConfig(**SMALL), 3
+    shape = (batch, config.num_heads, TIME, config.head_width)
+    q = torch.empty(shape, device="meta", dtype=torch.float32 if precision == "float32" else torch.bfloat16)
+    options = (0.0, True, False) if "flash" in str(kernel) else (None, True, 0.0, True)
+    heads, logarithms = kernel(q, q, q, *options)[:2]
+    copies = not heads.transpose(1, 2).is_contiguous()  # else output_proj reads them as they are
+    kept = (4 + copies) * q.numel() * q.element_size() + logarithms.numel() * 4
+    tables = 4 * TIME * config.head_width // 2 * 4
+    assert saved_activations(config, TIME, precision)["attention"].at(batch) == config.num_layers * (kept + tables)
+
+
+def test_dropout_masks_of_cuda_are_bytes() -> None:
     config = ModelConfig(**SMALL, dropout=0.5)
-    differences: list[tuple[TrainingPrecision, int, int]] = [("float32", 1, 32), ("bf16-mixed", 0, TIME)]
-    for precision, copies, padded in differences:
-        cpu, cuda = (saved_activations(config, TIME, precision, backend=backend) for backend in ("cpu", "cuda"))
-        attention = config.num_layers * (4 * config.num_heads * (padded - TIME) - 4 * copies * TIME * config.d_model)
-        assert cuda["attention"].per_sequence - cpu["attention"].per_sequence == attention
-        assert cuda["dropout"].per_sequence == config.num_layers * 2 * TIME * config.d_model
+    masks = saved_activations(config, TIME, "bf16-mixed")["dropout"].per_sequence
+    assert masks == config.num_layers * 2 * TIME * config.d_model
 
 
 def measured(config: ModelConfig, batch: int, precision: TrainingPrecision, recompute: bool) -> dict[str, int]:
