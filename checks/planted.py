@@ -194,7 +194,7 @@ TOKENIZER = [
     ),
     Fault("tokenizer/files.py", 'range(ord("¡"), ord("¬") + 1)', 'range(ord("¡"), ord("¬") + 2)', "tokenizer"),
     Fault("tokenizer/kernels/scanner.py", "return last if last > begin else at", "return last", "tokenizer"),
-    Fault("tokenizer/kernels/scanner.py", "if place + 5 > size:", "if place + 3 > size:", "tokenizer"),
+    Fault("tokenizer/kernels/scanner.py", "if place + 5 > size:", "if place + 1 > size:", "tokenizer"),
     Fault("tokenizer/kernels/scanner.py", "least = 0xA0", "least = 0x80", "tokenizer"),
 ]
 GENERATION = [
@@ -209,7 +209,7 @@ GENERATION = [
         "generation/test_sampling.py",
     ),
     Fault("generation/generate.py", "-max(1, context_length // 2)", "-max(1, context_length - 1)", "generation"),
-    Fault("generation/generate.py", "if drawn[row] not in stop_ids", "if True", "generation"),
+    Fault("generation/generate.py", "if ids_B[row] not in stop_ids and", "if", "generation"),
 ]
 ACCOUNTING = [
     Fault("accounting/parameters.py", "layers * 4 * width**2", "layers * 3 * width**2", "accounting"),

@@ -240,10 +240,14 @@ def _with_specials(
     for id_, token in vocab.items():
         if len(token) != 1 and token not in reachable:
             raise ValueError(f"{path}: no merge makes token {token!r} (id {id_}), and it is no special token")
+    whole = dict(vocab)
     for text, id_ in special_ids.items():
-        if id_ in vocab:
-            raise ValueError(f"{path}: special token {text!r} and token {vocab[id_]!r} both have the id {id_}")
-    return Tokenizer(vocab | {id_: text.encode() for text, id_ in special_ids.items()}, merges, list(special_ids))
+        if not isinstance(text, str) or type(id_) is not int or id_ < 0:
+            raise ValueError(f"{path}: special token {text!r} has the id {id_!r}; it must be a whole number from 0")
+        if id_ in whole:
+            raise ValueError(f"{path}: special token {text!r} and token {whole[id_]!r} both have the id {id_}")
+        whole[id_] = text.encode()
+    return Tokenizer(whole, merges, list(special_ids))
 
 
 def _merges_of(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

@@ -112,6 +112,8 @@ def test_commands(trained: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixt
         ({"model": {"vocab": None}}, "is not a tokenizer.json of Hugging Face"),
         ({"added_tokens": [{"content": "<x>", "id": 900, "lstrip": True}]}, "added token '<x>' has lstrip"),
         ({"added_tokens": [{"content": "<x>", "id": 65}]}, "both have the id 65"),
+        ({"added_tokens": [{"content": "<x>", "id": 900}, {"content": "<y>", "id": 900}]}, "both have the id 900"),
+        ({"added_tokens": [{"content": "<x>", "id": None}]}, "special token '<x>' has the id None"),
         (
             {
                 "pre_tokenizer": {
