@@ -104,8 +104,7 @@ def _encode_spans(
     specials = SpecialTokens(tokenizer.special_ids)
     size = path.stat().st_size
     if pool := tokenizer.encoders(size):
-        spans = list(specials.spans(path, at={END_OF_TEXT} & set(specials.tokens), size=SPAN))
-        yield from pool.encode_spans(spans, num_workers, errors)
+        yield from pool.encode_spans(list(specials.spans(path, SPAN)), num_workers, errors)
         return
     caching = Tokenizer(tokenizer.vocab, tokenizer.merges, specials.tokens, CACHE_SIZE)
     yield from _encode_span(caching, Span(path, 0, size), errors)

@@ -1,11 +1,10 @@
 """Encoding of large texts by compiled code; gives exactly what `Tokenizer.encode` defines in plain Python."""
 
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import takewhile
-from threading import Event, Lock
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
 
 import numpy as np
 import numpy.typing as npt
@@ -95,8 +94,9 @@ class Encoder:
         return self._ids(out)
 
     def encode_span(self, span: Span, errors: Errors = "strict") -> Iterator[EncodedChunk]:
-        """Ids of a span of a file that begins a document. Raises ValueError if it is not UTF-8."""
+        """Ids of a span of a file. Raises ValueError if it is not UTF-8."""
         self._begin()
+        self._used[IN_DOCUMENT] = span.start > 0  # cut within one, or before an end-of-text token, which says so
         used = self._used
         at = num_bytes = 0
         out = self._room(0)
@@ -199,37 +199,51 @@ class EncoderPool:
     def encode_spans(
         self, spans: list[Span], num_threads: int, errors: Errors = "strict"
     ) -> Generator[EncodedChunk, None, None]:
-        """Ids of spans of files, each of which begins a document, in order; holds a few spans' at a time.
+        """Ids of spans of files, in order; holds a few spans' at a time.
 
         Raises:
             ValueError: a file is not UTF-8.
         """
-        stop = Event()
-
-        def work(span: Span) -> list[EncodedChunk]:
-            with self._encoder() as encoder:
-                return list(takewhile(lambda _: not stop.is_set(), encoder.encode_span(span, errors)))
-
         if num_threads == 1 or len(spans) == 1:
             for span in spans:
                 with self._encoder() as encoder:
                     yield from encoder.encode_span(span, errors)
             return
-        waiting = iter(spans)
-        pending: deque[Future[list[EncodedChunk]]] = deque()
-        with ThreadPoolExecutor(num_threads) as threads:
-            try:
-                while True:
-                    while len(pending) <= 2 * num_threads and (span := next(waiting, None)):
-                        pending.append(threads.submit(work, span))
-                    if not pending:
-                        return
-                    future = pending.popleft()
-                    # Raised here and not by `result()`, so that the traceback ends in our own code.
-                    if error := future.exception():
-                        raise error
-                    yield from future.result()
-            finally:
-                stop.set()
-                for future in pending:
-                    future.cancel()
+        tasks: SimpleQueue[tuple[int, Span] | None] = SimpleQueue()
+        done: SimpleQueue[tuple[int, list[EncodedChunk] | Exception]] = SimpleQueue()
+        stop = Event()
+
+        def work() -> None:
+            while (task := tasks.get()) and not stop.is_set():
+                index, span = task
+                try:
+                    with self._encoder() as encoder:
+                        chunks = takewhile(lambda _: not stop.is_set(), encoder.encode_span(span, errors))
+                        done.put((index, list(chunks)))
+                except Exception as error:
+                    done.put((index, error))
+
+        threads = [Thread(target=work, daemon=True) for _ in range(num_threads)]
+        for thread in threads:
+            thread.start()
+        early: dict[int, list[EncodedChunk] | Exception] = {}
+        ahead = 2 * num_threads
+        try:
+            for task in enumerate(spans[:ahead]):
+                tasks.put(task)
+            for index in range(len(spans)):
+                while index not in early:
+                    found, result = done.get()
+                    early[found] = result
+                result = early.pop(index)
+                if isinstance(result, Exception):
+                    raise result  # from here, so that the traceback ends in our own code
+                if index + ahead < len(spans):
+                    tasks.put((index + ahead, spans[index + ahead]))
+                yield from result
+        finally:
+            stop.set()
+            for _ in threads:
+                tasks.put(None)
+            for thread in threads:
+                thread.join()

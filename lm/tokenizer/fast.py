@@ -20,7 +20,7 @@ def train(
     """
     total = sum(path.stat().st_size for path in paths)
     size = max(SPAN, total // (num_threads * SPANS_A_THREAD))
-    spans = [span for path in paths for span in specials.spans(path, at=specials.tokens, size=size)]
+    spans = [span for path in paths for span in specials.spans(path, size)]
     lock = Lock()
     with tqdm(total=total, desc="counting", unit="B", unit_scale=True, disable=not progress) as bar:
 

@@ -28,6 +28,8 @@ BLANK = regex.compile(r"\s*")  # its whitespace, which is not quite that of str.
 # Searched from the end: `(?r)`.
 BOUNDARY = regex.compile(r"(?r)\p{L}\P{L}|\p{N}\P{N}|[^\s\p{L}\p{N}'][\s\p{L}\p{N}]")
 
+WORD_END = rb"(?<=[A-Za-z0-9])[ \n]"  # a place where files are cut: the same for bytes, and the commonest
+
 WINDOW = 8192  # characters a stream holds while pre-tokens are short: small, so that memory stays well below 1 MB
 BLOCK = 1 << 18  # bytes read from a file at a time
 Errors = Literal["strict", "replace"]
@@ -127,46 +129,51 @@ class SpecialTokens:
         boundary = BOUNDARY.search(text, after_special, limit + 1) if after_special < limit else None
         return boundary.start() + 1 if boundary else after_special
 
-    def spans(self, path: Path, at: Iterable[str], size: int = SPAN) -> Iterator[Span]:
-        """Cut a file before special tokens into spans of at least `size` bytes, which can be read each by itself.
-
-        Args:
-            path: a UTF-8 text file.
-            at: which of the special tokens to cut at.
-            size: bytes; a span ends at the first token of `at` after so many.
-        """
-        wanted = {token.encode() for token in at}
+    def spans(self, path: Path, size: int = SPAN) -> Iterator[Span]:
+        """Cut a UTF-8 file into spans of at least `size` bytes that can be pre-tokenized each by itself."""
         total = path.stat().st_size
-        if not wanted:
-            if total:
-                yield Span(path, 0, total)
-            return
-        everything = sorted((token.encode() for token in self.tokens), key=len, reverse=True)
-        pattern = regex.compile(b"|".join(map(regex.escape, everything)))
-        overlap = len(everything[0])
         start = 0
         while start < total:
-            end = _next_cut(path, pattern, wanted, overlap, start + size, total)
+            end = self._next_cut(path, start + size, total)
             yield Span(path, start, end)
             start = end
 
+    def shard(self, path: Path, index: int, number: int) -> Span:
+        """The span that is one of `number` shards of a file, of about equal size.
 
-def _next_cut(path: Path, pattern: "regex.Pattern[bytes]", wanted: set[bytes], overlap: int, at: int, end: int) -> int:
-    """The first byte from `at` on where a wanted special token begins that no earlier one reaches into; else `end`."""
-    with path.open("rb") as file:
-        while at < end:
-            # `overlap` bytes on either side show every token that may reach into, or out of, the block.
-            first = max(at - overlap, 0)
-            file.seek(first)
-            block = file.read(at - first + BLOCK + overlap)
-            reach = 0
-            for match in pattern.finditer(block, overlapped=True):
-                place = first + match.start()
-                if at <= place < at + BLOCK and match.start() >= reach and match.group() in wanted:
-                    return place
-                reach = max(reach, match.end())
-            at += BLOCK
-    return end
+        Raises:
+            ValueError: index is not one of 0 to number - 1.
+        """
+        if not 0 <= index < number:
+            raise ValueError(f"shard {index} of {number} does not exist; shards are 0 to {number - 1}")
+        total = path.stat().st_size
+        start, end = (self._next_cut(path, total * i // number, total) if i else 0 for i in (index, index + 1))
+        return Span(path, start, end)
+
+    def _next_cut(self, path: Path, at: int, end: int) -> int:
+        """The first byte from `at` on before which a pre-token ends for certain, and outside special tokens."""
+        tokens = sorted((token.encode() for token in self.tokens), key=len, reverse=True)
+        special = b"|".join(map(regex.escape, tokens))
+        special_pattern = regex.compile(special) if tokens else None
+        place_pattern = regex.compile(WORD_END + (b"|" + special if tokens else b""))
+        overlap = max(map(len, tokens), default=1)
+        with path.open("rb") as file:
+            while at < end:
+                # `overlap` bytes on either side show every token that may reach into, or out of, the block.
+                first = max(at - overlap, 0)
+                file.seek(first)
+                block = file.read(at - first + BLOCK + overlap)
+                for match in place_pattern.finditer(block, at - first, overlapped=True):
+                    place = match.start()
+                    if first + place >= at + BLOCK:
+                        break
+                    begin = max(place - overlap, 0)
+                    around = block[begin : place + overlap]
+                    specials = special_pattern.finditer(around, overlapped=True) if special_pattern else ()
+                    if not any(found.start() < place - begin < found.end() for found in specials):
+                        return first + place
+                at += BLOCK
+        return end
 
 
 def read_text(span: Span, errors: Errors = "strict") -> Iterator[str]:

@@ -84,30 +84,37 @@ def test_stream_holds_a_giant_pre_token_in_linear_work(monkeypatch: pytest.Monke
     assert looked_at < 3 * len(run + tail)
 
 
-@pytest.mark.parametrize("tokens", [["<|a|>"], ["ab", "ba", "aab"], ["é", "aé", "éa"], ["a|", "<|a|>", "|>"]])
-def test_spans_cut_a_file_like_the_text(tokens: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "tokens", [[], ["<|a|>"], ["ab", "ba", "aab"], ["é", "aé", "éa"], ["a|", "<|a|>", "|>"], ["a b", "b ", " a", "1\n"]]
+)
+def test_spans_and_shards_cut_a_file_like_the_text(
+    tokens: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pretokenize, "BLOCK", 7)
     specials = SpecialTokens(tokens)
     rng = random.Random(2)
     path = tmp_path / "text.txt"
     num_spans = 0
     for _ in range(300):
-        text = "".join(rng.choices(["a", "b", "é", "<|", "|>", *tokens], k=rng.randrange(1, 60)))
-        path.write_text(text, encoding="utf-8")
-        spans = list(specials.spans(path, tokens, size=rng.randrange(1, 20)))
+        text = "".join(rng.choices([*ALPHABET, "a ", "b\n", *tokens], k=rng.randrange(1, 60)))
+        path.write_text(text, encoding="utf-8", newline="")
+        number = rng.randrange(1, 9)
+        spans = list(specials.spans(path, size=rng.randrange(1, 20)))
         num_spans += len(spans)
-        read = ["".join(read_text(span)) for span in spans]
-        assert "".join(read) == text
-        assert [token for part in read for token in pre_tokens(specials, part)] == pre_tokens(specials, text)
+        for parts in (spans, [specials.shard(path, i, number) for i in range(number)]):
+            read = ["".join(read_text(part)) for part in parts]
+            assert "".join(read) == text
+            assert [token for part in read for token in pre_tokens(specials, part)] == pre_tokens(specials, text)
     assert num_spans > 600
 
 
-def test_spans_without_special_tokens(tmp_path: Path) -> None:
+def test_no_span_of_nothing_and_no_shard_beyond(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_text("abc")
-    assert list(SpecialTokens([]).spans(path, [], size=1)) == [Span(path, 0, 3)]
     path.write_text("")
-    assert list(SpecialTokens(["x"]).spans(path, ["x"], size=1)) == []
+    assert list(SpecialTokens(["x"]).spans(path, size=1)) == []
+    assert SpecialTokens([]).shard(path, 2, 3) == Span(path, 0, 0)
+    with pytest.raises(ValueError, match="shard 3 of 3 does not exist; shards are 0 to 2"):
+        SpecialTokens([]).shard(path, 3, 3)
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 100])
