@@ -18,6 +18,7 @@ COMMANDS = {
     "fit": "train a model: text, tokenizer, tokens, training, validation and a story, in one go",
     "validate": "validation loss of a run's best checkpoint (of the newest run, without further words)",
     "generate": "write text with a run's best checkpoint (of the newest run, without further words)",
+    "score": "loss, perplexity and bits per byte of any text or token file",
     "sweep": "run a study: many trainings that differ in a few keys",
     "prepare": "make the text, the tokenizer and the token files of a source, without training",
     "train-tokenizer": "train a byte-level BPE tokenizer on a text file",
@@ -31,6 +32,7 @@ COMMANDS = {
 # Where in lm.commands each command is; fit and validate are in lm.training.
 FUNCTIONS = {
     "generate": "generation.generate",
+    "score": "generation.score",
     "sweep": "experiments.sweep",
     "prepare": "data.prepare",
     "train-tokenizer": "data.train_tokenizer",
@@ -47,6 +49,12 @@ LISTS = {
     "account": ("models", "a preset, a YAML configuration or a run folder, then overlays; none: tinystories"),
 }
 SWITCHES = {
+    "generate": {
+        "json": "print a line of JSON for each text",
+        "logprobs": "add token ids and their log-probabilities under the model to the JSON",
+        "interactive": "read prompts from the terminal, a line each, until Ctrl-D",
+    },
+    "score": {"json": "print JSON instead of a line"},
     "account": {
         "checkpointing": "keep each block's input only, and compute the block again in the backward pass",
         "json": "print JSON instead of a table",

@@ -26,10 +26,12 @@ MAY_IMPORT = {
         "data",
         "generation",
         "training",
+        "loaded",
     },
+    "loaded": {"generation", "training"},
     "cli": {"commands", "training"},
     "__main__": {"cli"},
-    "__init__": set(),
+    "__init__": {"loaded"},
 }
 ONLY_IN = {
     "lightning": ("training/", "data/datamodule.py"),

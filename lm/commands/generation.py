@@ -1,10 +1,16 @@
-"""Text from a model."""
+"""Text from a model, and what a model thinks of text."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lm.tokenizer import END_OF_TEXT
+
+if TYPE_CHECKING:
+    from lm.generation import Completion
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
 
 
 def generate(
@@ -14,8 +20,15 @@ def generate(
     temperature: float = 0.8,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: list[str] | None = None,
+    num_samples: int = 1,
     seed: int | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    json: bool = False,
+    logprobs: bool = False,
+    interactive: bool = False,
+    device: Device = "auto",
 ) -> None:
     """Continue prompts, or write new documents, streaming to the terminal.
 
@@ -26,43 +39,104 @@ def generate(
         temperature: below 1 plays safe, above 1 takes risks; 0 always takes the likeliest token.
         top_k: sample among the k likeliest tokens only.
         top_p: sample among the fewest tokens that hold this share of the probability.
-        seed: repeats the same text; by default every call differs.
+        min_p: sample among tokens with at least this share of the likeliest one's probability.
+        repetition_penalty: above 1, tokens that were read or written before become less likely (CTRL's rule).
+        stop: strings that end a text and are not part of it, for example '["\\n\\n", "The end"]'.
+        num_samples: texts for each prompt.
+        seed: of the first text, the second has the next one and so on; the same seed repeats a text. By default every
+            call differs.
+        json: print a line of JSON for each text.
+        logprobs: add token ids and their log-probabilities under the model to the JSON.
+        interactive: read prompts from the terminal, a line each, until Ctrl-D.
         device: where to run; auto takes a GPU where there is one.
     """
-    import torch
+    from lm.generation import SamplingConfig
+    from lm.loaded import load
 
-    from lm.generation import SamplingConfig, stream_text
-    from lm.training.runs import find_run
-
-    sampling = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
-    where = _device(device)
-    found = find_run(run)
-    print(f"generating with {found.checkpoint}", file=sys.stderr)
-    tokenizer = found.load_tokenizer()
-    model = found.load_model(where)
-    prompts = prompts or [""]
-    with torch.autocast(where, torch.bfloat16, enabled=where == "cuda"):
-        pieces = stream_text(model, tokenizer, prompts, max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
-        if len(prompts) == 1:
-            print(prompts[0], end="", flush=True)
-            for _, piece in pieces:
+    sampling = SamplingConfig(temperature, top_k, top_p, min_p, repetition_penalty)
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+    if logprobs and not json:
+        raise ValueError("logprobs go into the JSON; add --json")
+    if interactive and (prompts or json or num_samples > 1):
+        raise ValueError("interactive takes prompts from the terminal; leave out prompts, json and num_samples")
+    loaded = load(run, device)
+    print(f"generating with {loaded.run.checkpoint}", file=sys.stderr)
+    for given in _lines() if interactive else [prompts or [""]]:
+        rows = [prompt for prompt in given for _ in range(num_samples)]
+        if json:
+            _print_json(rows, loaded.complete(rows, max_new_tokens, sampling, seed, stop or (), logprobs), logprobs)
+        elif len(rows) == 1:
+            print(rows[0], end="", flush=True)
+            for _, piece in loaded.stream(rows, max_new_tokens, sampling, seed, stop or ()):
                 print(piece, end="", flush=True)
             print()
+        else:
+            completions = loaded.complete(rows, max_new_tokens, sampling, seed, stop or ())
+            texts = [prompt + row.text for prompt, row in zip(rows, completions, strict=True)]
+            print(f"\n{END_OF_TEXT}\n".join(text.strip() for text in texts))
+
+
+def _lines() -> Iterator[list[str]]:
+    """Prompts typed one a line, until the end of input."""
+    while True:
+        try:
+            yield [input("> " if sys.stdin.isatty() else "")]
+        except EOFError:
             return
-        texts = list(prompts)
-        for row, piece in pieces:
-            texts[row] += piece
-    print(f"\n{END_OF_TEXT}\n".join(text.strip() for text in texts))
 
 
-def _device(name: str) -> str:
-    import torch
+def _print_json(prompts: list[str], completions: "list[Completion]", logprobs: bool) -> None:
+    from json import dumps
 
-    if name != "auto":
-        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        if not available[name]:
-            raise ValueError(f"there is no {name} device here; use --device cpu or auto")
-        return name
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    for prompt, row in zip(prompts, completions, strict=True):
+        line = {"prompt": prompt, "text": row.text, "seed": row.seed, "finish": row.finish, "tokens": len(row.tokens)}
+        if logprobs:
+            line |= {"ids": [token.id for token in row.tokens], "logprobs": [token.logprob for token in row.tokens]}
+        print(dumps(line, ensure_ascii=False), flush=True)
+
+
+def score(
+    text: Path, run: Path | None = None, stride: int | None = None, json: bool = False, device: Device = "auto"
+) -> None:
+    """Print a model's loss, perplexity and bits per byte on any text, or on a file of its tokens.
+
+    Args:
+        text: UTF-8 text, or a .npy file that encode made with the run's tokenizer.
+        run: run folder or checkpoint file; by default the newest run's best checkpoint.
+        stride: tokens between the starts of windows as long as the context: fewer give more context and take longer.
+            By default the context's length, with which windows do not overlap.
+        json: print JSON instead of a line.
+        device: where to run; auto takes a GPU where there is one.
+    """
+    import tempfile
+    from json import dumps
+
+    import numpy as np
+
+    from lm.data.encode import encode_file
+    from lm.loaded import load
+
+    loaded = load(run, device)
+    print(f"scoring with {loaded.run.checkpoint}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = text
+        if text.suffix != ".npy":
+            tokens = Path(folder) / "tokens.npy"
+            encode_file(loaded.tokenizer, text, tokens)
+        try:
+            ids = np.load(tokens, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{text} is not a whole file of token ids ({error}); make it with encode") from None
+        if ids.ndim != 1 or ids.dtype not in (np.uint16, np.uint32):
+            raise ValueError(f"{text} holds {ids.dtype} of shape {ids.shape}, not token ids; make it with encode")
+        result = loaded.score_ids(ids, stride)
+        del ids  # some systems do not delete a file that is mapped
+    if json:
+        figures = {name: getattr(result, name) for name in ("loss", "perplexity", "bits_per_byte", "tokens", "bytes")}
+        print(dumps(figures))
+        return
+    print(
+        f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, "
+        f"{result.bits_per_byte:.4f} bits per byte; {result.tokens:,} tokens, {result.bytes:,} bytes"
+    )

@@ -1,12 +1,14 @@
 """Text in, text out: whole characters, end of text, empty prompts."""
 
+import itertools
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from lm.generation import SamplingConfig, generate_text, stream_text
+from lm.generation import Completion, Decoder, SamplingConfig, complete, generate_text, stream_text
+from lm.generation.text import StopStrings
 from lm.model import ModelConfig, TransformerLM
 from lm.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -98,3 +100,49 @@ def test_an_abandoned_stream_restores_the_mode():
     assert not model.training
     del pieces
     assert model.training
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize(
+    ("stop", "expected", "finish"),
+    [
+        (["cd"], "b", "stop string"),  # across two tokens
+        (["de", "cd"], "b", "stop string"),
+        (["🦊"], "bcdef", "stop string"),  # across the bytes of one character
+        (["bx", "f🦉"], "bcdef🦊g", "end of text"),  # begun, not ended: nothing is lost
+        (["g!"], "bcdef🦊g", "end of text"),
+        (["b"], "", "stop string"),
+    ],
+)
+def test_stop_strings(plain: bool, stop: list[str], expected: str, finish: str):
+    model, tokenizer = parrot(says("bcdef🦊g".encode(), ord("a"))), byte_tokenizer(END_OF_TEXT)
+    rows: list[Completion] = []
+    reader = model if plain else Decoder(model)
+    pieces = list(stream_text(reader, tokenizer, ["a", "f"], 20, GREEDY, stop=stop, completions=rows))
+    assert "".join(piece for row, piece in pieces if row == 0) == rows[0].text == expected
+    assert rows[0].finish == finish
+    assert rows[1].text == ("" if "🦊" in stop else "🦊g")  # a row of its own
+    assert all(piece for _, piece in pieces)
+
+
+def test_a_stop_string_begun_at_the_limit_is_shown():
+    model, tokenizer = parrot(says(b"bcdefg", ord("a"))), byte_tokenizer(END_OF_TEXT)
+    (row,) = complete(model, tokenizer, ["a"], 3, GREEDY, stop=["dx"])
+    assert (row.text, row.finish, len(row.tokens)) == ("bcd", "length", 3)
+
+
+def test_found_wherever_the_pieces_are_cut():
+    text, strings = "aababcabcab", ["abcabd", "abca", "bcab"]
+    for cuts in itertools.product([True, False], repeat=len(text) - 1):
+        pieces, start = [], 0
+        for index, cut in enumerate([*cuts, True], 1):
+            if cut:
+                pieces.append(text[start:index])
+                start = index
+        stops, shown = StopStrings(strings), ""
+        for piece in pieces:
+            new, found = stops.feed(piece)
+            shown += new
+            if found:
+                break
+        assert shown == "aab"
