@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its curves: its last step's validation and checkpoint, samples, its record."""
+"""What a run leaves behind besides its curves: its last step's validation, samples, its configuration and record."""
 
 import json
 import os
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
 
 from lm import __version__
 from lm.generation import SamplingConfig, generate_text
@@ -20,21 +21,11 @@ from lm.training.resume import DIVERGED
 
 
 class LastStep(Callback):
-    """The last step validates and writes last.ckpt, whatever the intervals."""
+    """The last step validates, whatever the interval."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        if self._is_last(trainer, batch_idx):
+        if batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches:
             trainer.val_check_batch = batch_idx + 1
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._is_last(trainer, batch_idx) and (log_dir := trainer.log_dir) is not None:
-            trainer.save_checkpoint(Path(log_dir) / "checkpoints" / "last.ckpt")
-
-    @staticmethod
-    def _is_last(trainer: Trainer, batch_idx: int) -> bool:
-        return batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches
 
 
 class Samples(Callback):
@@ -80,11 +71,13 @@ class RunRecord(Callback):
             return
         self.folder = Path(log_dir)
         data.load_tokenizer().save(self.folder / "tokenizer")
-        device = trainer.strategy.root_device
-        self.facts = {
+        self.facts = read_facts(self.folder)  # of a run that goes on
+        device, now = trainer.strategy.root_device, time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        self.facts |= {
             "command": ["python", "-m", "lm", *sys.argv[1:]],
             "status": "running",
-            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "started": self.facts.get("started", now),
+            "launched": now,
             "resumed_from": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU",
             "devices": trainer.world_size,
@@ -122,19 +115,47 @@ class RunRecord(Callback):
             self._write(self.folder)
 
     def _write(self, folder: Path) -> None:
-        temporary = folder / "run.json.tmp"
-        temporary.write_text(json.dumps(self.facts, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, folder / "run.json")
+        _replace(folder / "run.json", json.dumps(self.facts, indent=1) + "\n")
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """last.ckpt every so many optimizer steps and when training is cut off, but never of a diverged model."""
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What a run folder's run.json says; nothing where there is none. Raises ValueError where it is damaged."""
+    path = folder / "run.json"
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        facts = None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path} is damaged; delete it to go on without its facts")
+    return facts
 
-    def __init__(self, every: int) -> None:
-        super().__init__(
-            filename="last", every_n_train_steps=every, enable_version_counter=False, save_on_exception=True
-        )
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, DivergedError):
-            super().on_exception(trainer, pl_module, exception)
+class RunConfiguration(SaveConfigCallback):
+    """Writes config.yaml, and holds the run folder's lock as long as the process lives, so that no two train in it.
+
+    The file is that of a run of its own: without the checkpoint that this launch began with, which run.json names.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        log_dir = trainer.log_dir  # a collective: every process asks
+        if log_dir is None or not trainer.is_global_zero or self.already_saved:
+            return
+        folder = Path(log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(f"another process trains in {folder}; wait for its end, or stop it") from None
+        config = self.config.clone()
+        config["ckpt_path"] = None
+        _replace(folder / self.config_filename, self.parser.dump(config, skip_none=False))
+        self.already_saved = True
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -11,20 +12,27 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lm.data.datamodule import TokenDataModule
-from lm.training.callbacks import LastCheckpoint, LastStep, RunRecord, Samples
+from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples
+from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
 from lm.training.progress import StepProgress
-from lm.training.runs import LOGS, find_run, load
+from lm.training.runs import LOGS, find_resumable, find_run, load
+from lm.training.stopping import CheckpointFiles, LastCheckpoint
 
-TERMINATED = 143
-INTERRUPTED = 130
-USAGE = "python -m lm {} [--config FILE ...] [--KEY VALUE ...]"
+USAGE = {
+    "fit": "python -m lm fit [--resume] [--config FILE ...] [--KEY VALUE ...]",
+    "validate": "python -m lm validate [--run RUN] [--config FILE ...] [--KEY VALUE ...]",
+}
+RESUME = (
+    "; --resume goes on with the newest run, or the one that --run_folder names, in its folder, from its newest whole "
+    "checkpoint and with its configuration; --ckpt_path starts another run from a checkpoint"
+)
 
 
 def run(command: str, arguments: list[str], description: str) -> int:
@@ -34,20 +42,23 @@ def run(command: str, arguments: list[str], description: str) -> int:
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")  # Lightning 2.6 on torch 2.13
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")  # validate needs none
     warnings.filterwarnings("ignore", message=".*The dirpath has changed")  # each launch has a run folder of its own
+    warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the folder of a run that goes on
     torch.set_float32_matmul_precision("high")
-    if command == "validate" and not {"-h", "--help", "--print_config"} & set(arguments):
+    only_told = {"-h", "--help", "--print_config"} & set(arguments)
+    if command == "validate" and not only_told:
         arguments = _with_run(arguments)
+    elif command == "fit":
+        arguments = _with_resume(arguments) if not only_told else [a for a in arguments if a != "--resume"]
+        description += RESUME
     sys.argv[1:] = [command, *arguments]  # Lightning starts further processes of a machine with these
     try:
-        trainer = LMCommandLine(command, description).trainer
+        LMCommandLine(command, description)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     finally:
         if torch.distributed.is_initialized():  # gloo's threads abort an interpreter that ends before them
             torch.distributed.destroy_process_group()
-    if trainer.received_sigterm:
-        return TERMINATED
-    return INTERRUPTED if trainer.state.status == TrainerStatus.INTERRUPTED else 0
+    return 0
 
 
 def _with_run(arguments: list[str]) -> list[str]:
@@ -62,6 +73,24 @@ def _with_run(arguments: list[str]) -> list[str]:
     configs = known.config or [str(found.config)]
     chosen = [part for config in configs for part in ("--config", config)]
     return [*chosen, *rest, "--ckpt_path", str(found.checkpoint)]
+
+
+def _with_resume(arguments: list[str]) -> list[str]:
+    """`--resume` stands for the run's folder, configuration and newest whole checkpoint."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--run_folder", type=Path)
+    parser.add_argument("--config", action="append", default=[])
+    parser.add_argument("--ckpt_path")
+    known, rest = parser.parse_known_args(arguments)
+    if not known.resume:
+        return arguments
+    if known.ckpt_path is not None:
+        raise ValueError(f"--resume finds the checkpoint itself; leave out --ckpt_path {known.ckpt_path} or --resume")
+    found, step = find_resumable(known.run_folder)
+    print(f"resuming {found.checkpoint} at step {step}")
+    configs = [part for config in known.config or [str(found.config)] for part in ("--config", config)]
+    return [*configs, *rest, "--run_folder", str(found.folder), "--ckpt_path", str(found.checkpoint)]
 
 
 def _validation_interval(eval_every: int, accumulate_grad_batches: int) -> int:
@@ -79,7 +108,7 @@ class LMCommandLine(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            save_config_callback=RunConfiguration if command == "fit" else None,
             trainer_defaults={
                 "max_steps": 1000,
                 "max_epochs": -1,
@@ -92,7 +121,7 @@ class LMCommandLine(LightningCLI):
                 "exit_on_error": False,
                 "prog": "python -m lm",
                 **{
-                    name: {"exit_on_error": False, "usage": USAGE.format(name), "description": description}
+                    name: {"exit_on_error": False, "usage": USAGE[name], "description": description}
                     for name in self.subcommands()
                 },
             },
@@ -133,8 +162,9 @@ class LMCommandLine(LightningCLI):
         if config["trainer"]["enable_progress_bar"] is not False:
             callbacks.append(StepProgress(metrics))
         if self.subcommand == "fit":
-            self.samples = Samples()
+            self.samples, self.memory_advice = Samples(), MemoryAdvice()
             callbacks += [
+                self.memory_advice,
                 LastStep(),
                 self.samples,
                 RunRecord(metrics),
@@ -143,7 +173,8 @@ class LMCommandLine(LightningCLI):
         self.metrics = metrics
         config_init = self.config_init[str(self.subcommand)]["trainer"]
         if config_init.get("logger") in (None, True):
-            kwargs["logger"] = _logger(config["run_folder"]) if self.subcommand == "fit" else False
+            kwargs["logger"] = _logger(config["run_folder"], config["ckpt_path"]) if self.subcommand == "fit" else False
+        kwargs["plugins"] = [*(config_init.get("plugins") or []), CheckpointFiles()]
         kwargs["callbacks"] = [*(config_init.get("callbacks") or []), *callbacks]
         try:
             return super().instantiate_trainer(**kwargs)
@@ -151,7 +182,15 @@ class LMCommandLine(LightningCLI):
             raise ValueError(f"trainer: {error}") from None
 
     def fit(self, **kwargs: Any) -> None:
-        self.trainer.fit(**kwargs, weights_only=True)
+        try:
+            self.trainer.fit(**kwargs, weights_only=True)
+        except BaseException as error:
+            launcher = self.trainer.strategy.launcher
+            if launcher is not None:  # other processes would wait for this one
+                launcher.kill(signal.SIGKILL)
+            if isinstance(error, torch.OutOfMemoryError):
+                raise ValueError(self.memory_advice.line) from None
+            raise
 
     def validate(self, **kwargs: Any) -> None:
         self.trainer.validate(**kwargs, weights_only=True, verbose=False)
@@ -165,7 +204,7 @@ class LMCommandLine(LightningCLI):
         print(f"{self._loss_line()}; {self.metrics.elapsed():.0f} s of training, {self.metrics.tokens:,} tokens")
         if log_dir is not None:
             print(f"run folder:  {Path(log_dir)}")
-            print(f"curves:      tensorboard --logdir {LOGS}")
+            print(f"curves:      tensorboard --logdir {Path(log_dir).parent}")
             print('more text:   python -m lm generate "Once upon a time"')
 
     def after_validate(self) -> None:
@@ -188,11 +227,13 @@ class LMCommandLine(LightningCLI):
         return line
 
 
-def _logger(folder: Path | None) -> TensorBoardLogger:
+def _logger(folder: Path | None, checkpoint: str | Path | None) -> TensorBoardLogger:
+    """Curves in the run folder: a new one, or that of the run which the checkpoint is of."""
     if folder is None:
         return TensorBoardLogger(".", name=str(LOGS))
-    if (folder / "config.yaml").exists():
-        raise FileExistsError(f"run_folder {folder} already holds a run; name another folder")
+    goes_on = checkpoint is not None and Path(checkpoint).resolve().parent.parent == folder.resolve()
+    if (folder / "config.yaml").exists() and not goes_on:
+        raise FileExistsError(f"run_folder {folder} already holds a run; name another folder, or go on with --resume")
     return TensorBoardLogger(folder.parent, name="", version=folder.name)
 
 

@@ -1,7 +1,9 @@
 """Losses, rates and utilisation, against steps and against seconds of training."""
 
+import logging
 import math
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -10,6 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lm.accounting import model_flop_utilisation, peak_flops
 from lm.data.tokens import SplitMeta
 from lm.training.module import LanguageModel
+from lm.training.spikes import Spikes
+
+log = logging.getLogger("lm")
 
 
 class DivergedError(ValueError):
@@ -42,7 +47,7 @@ class Metrics(Callback):
 
     The clock counts active training only: not validation and its samples, not the time between a stop and its
     resume. It is saved in checkpoints, and so are the tokens seen. `latest` holds the newest figures for the
-    progress bar.
+    progress bar. Spikes of the loss are said, and marked by `train/spike`, their height in standard deviations.
 
     Args:
         every: optimizer steps between logged training figures.
@@ -53,14 +58,16 @@ class Metrics(Callback):
         self.seconds = 0.0
         self.tokens = 0
         self.latest: dict[str, float] = {}
+        self.spikes = Spikes()
         self._running_since: float | None = None
         self._last = (0.0, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.elapsed(), "tokens": self.tokens}
+        return {"seconds": self.elapsed(), "tokens": self.tokens, "spikes": asdict(self.spikes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.tokens = state_dict["seconds"], state_dict["tokens"]
+        self.spikes = Spikes(**state_dict.get("spikes", {}))
 
     def elapsed(self) -> float:
         """Seconds of active training so far."""
@@ -108,6 +115,13 @@ class Metrics(Callback):
         }
         if module.data is not None:
             metrics |= loss_metrics("train", loss, module.data.files.meta.train)
+        if (height := self.spikes.add(loss)) is not None:
+            metrics["train/spike"] = height
+            if trainer.is_global_zero:
+                log.warning(
+                    "loss spike at step %d: %.4f, %.0f standard deviations above its running mean; gradient norm %.4g",
+                    *(trainer.global_step, loss, height, metrics["train/gradient_norm"]),
+                )
         if (peak := device_peak(trainer)) is not None:
             per_device = tokens_per_second / trainer.world_size
             share = model_flop_utilisation(per_device, module.config, peak, batch[0].shape[1])
@@ -127,13 +141,31 @@ class Metrics(Callback):
                 _log(trainer, {"val/loss_vs_seconds": module.valid_loss}, round(self.elapsed()))
 
 
+def require_finite(trainer: Trainer) -> None:
+    """Raises DivergedError where the newest gradient, and with it every weight, is not a number: not worth saving."""
+    module = language_model(trainer.lightning_module)
+    if not math.isfinite(module.gradient_norm):
+        raise DivergedError(_diverged(module, f"at step {trainer.global_step}"))
+
+
 def _require_sense(loss: float, module: LanguageModel, step: int) -> None:
     guessing = math.log(module.config.vocab_size)
     if not loss < 2 * guessing:  # also true of NaN
-        raise DivergedError(
-            f"training diverged: the loss is {loss:.4g} at step {step} (guessing: {guessing:.2f}) and the gradient "
-            f"norm {float(module.gradient_norm):.4g}; lower model.optimizer.max_learning_rate or raise warmup_iters"
-        )
+        raise DivergedError(_diverged(module, f"the loss is {loss:.4g} at step {step} (guessing: {guessing:.2f}) and"))
+
+
+def _diverged(module: LanguageModel, what: str) -> str:
+    line = f"training diverged: {what} the gradient norm is {float(module.gradient_norm):.4g}"
+    if (first := int(module.first_bad_step)) >= 0:
+        line += f"; the first gradient that is no number came at step {first + 1}"
+        if module.data is not None:
+            starts = module.data.train_dataloader().starts(first)
+            shown = ", ".join(map(str, starts[:4])) + (", ..." if len(starts) > 4 else "")
+            line += f", of the windows that begin at token {shown} of {module.data.files.folder / 'train.npy'}"
+    return (
+        f"{line}; lower model.optimizer.max_learning_rate or max_l2_norm, or raise warmup_iters; --resume goes on from "
+        f"the last checkpoint before it"
+    )
 
 
 def _log(trainer: Trainer, metrics: dict[str, float], step: int) -> None:

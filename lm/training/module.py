@@ -75,6 +75,7 @@ class LanguageModel(LightningModule):
         self.compile_net = compile
         self.net = TransformerLM(net)
         self.gradient_norm = torch.tensor(float("nan"))
+        self.first_bad_step = torch.tensor(-1)  # from 0; stays on the device, as asking costs time
         self.train_loss_sum = torch.tensor(0.0)
         self.train_loss_count = 0
         self.valid_loss = float("nan")
@@ -185,7 +186,9 @@ class LanguageModel(LightningModule):
         return AdamW(groups, lr=config.max_learning_rate, betas=config.betas, eps=config.eps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.gradient_norm = gradient_clipping(self.net.parameters(), self.optimizer_config.max_l2_norm)
+        self.gradient_norm = norm = gradient_clipping(self.net.parameters(), self.optimizer_config.max_l2_norm)
+        first = self.first_bad_step = self.first_bad_step.to(norm.device)
+        self.first_bad_step = torch.where((first < 0) & ~norm.isfinite(), self.global_step, first)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lm"] = run_identity(self, self.data)

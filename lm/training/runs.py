@@ -1,5 +1,6 @@
 """Run folders: `lightning_logs/version_N` with config.yaml, run.json, tokenizer/ and checkpoints/."""
 
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,10 @@ import torch
 
 from lm.model import ModelConfig, TransformerLM
 from lm.tokenizer import Tokenizer
+from lm.training.files import check_digest
 from lm.training.resume import FORMAT
+
+log = logging.getLogger("lm")
 
 LOGS = Path("lightning_logs")
 
@@ -55,6 +59,7 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; give a file of {LOGS}/version_N/checkpoints")
     try:
+        check_digest(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever damaged bytes lead the unpickler to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -88,6 +93,35 @@ def find_run(where: Path | None = None) -> Run:
             f"{where} is neither a checkpoint nor a run folder with checkpoints; give one of {LOGS}/version_N"
         )
     return run
+
+
+def find_resumable(folder: Path | None = None) -> tuple[Run, int]:
+    """A run with the newest whole checkpoint in its folder, and the optimizer step it is at.
+
+    Args:
+        folder: the run's; by default the newest of lightning_logs. What cannot be read in it is said and passed over.
+
+    Raises:
+        FileNotFoundError: there is no such run, or no whole checkpoint in it.
+    """
+    if folder is None:
+        if not (folders := _by_version(LOGS)):
+            raise FileNotFoundError(f"there is no run in {LOGS}/ to resume; start one without --resume")
+        folder = folders[-1]
+    elif not folder.is_dir():
+        raise FileNotFoundError(f"there is no run folder {folder} to resume; start the run without --resume")
+    steps: dict[Path, int] = {}
+    for path in sorted((folder / "checkpoints").glob("*.ckpt"), reverse=True):  # last.ckpt before best.ckpt
+        try:
+            steps[path] = load(path)["global_step"]
+        except (ValueError, OSError) as error:
+            log.warning("passed over: %s", error)
+    if not steps:
+        raise FileNotFoundError(
+            f"{folder} holds no whole checkpoint to resume; start the run anew, or name another with --run_folder"
+        )
+    newest = max(steps, key=lambda path: steps[path])
+    return Run(folder, newest), steps[newest]
 
 
 def _run_of(folder: Path) -> Run | None:

@@ -12,23 +12,28 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-KILL_AT_STEP_7 = """
-import os, signal, sys
+# Sends the process a signal at a place of the module, at an optimizer step.
+SIGNAL = """
+import os, sys
 from lm.training.module import LanguageModel
-before = LanguageModel.on_train_batch_start
-def on_train_batch_start(self, batch, batch_idx):
-    if self.global_step == 7:
-        os.kill(os.getpid(), signal.SIGKILL)
-    before(self, batch, batch_idx)
-LanguageModel.on_train_batch_start = on_train_batch_start
+before, pending = LanguageModel.{place}, [{step}]
+def hook(self, *arguments):
+    if self.global_step in pending:
+        os.kill(os.getpid(), pending.clear() or {number})
+    return before(self, *arguments)
+LanguageModel.{place} = hook
 from lm.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+KILL_AT_STEP_7 = SIGNAL.format(place="on_train_batch_start", step=7, number=int(signal.SIGKILL))
 
 
 def lm(folder: Path, *arguments: object, script: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python -m lm ARGUMENTS` in `folder`."""
-    start = ["-m", "lm"] if script is None else ["-c", script]
+    start = ["-m", "lm"]
+    if script is not None:  # in a file, which the processes of a distributed run share
+        (folder / "script.py").write_text(script, encoding="utf-8")
+        start = ["script.py"]
     command = [sys.executable, *start, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
@@ -144,16 +149,80 @@ def test_finished_run_goes_on_with_more_steps(tmp_path: Path, tiny_config: Path)
         assert torch.equal(weight, checkpoint(parts, 1)["state_dict"][key]), key
 
 
-def test_two_processes_give_the_losses_of_one(tmp_path: Path, tiny_config: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
+def test_two_processes_give_the_losses_of_one_and_stop_together(tmp_path: Path, tiny_config: Path) -> None:
+    one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
+    for folder in (one, two, cut):
+        folder.mkdir()
     plain = ("--model.net.dropout", 0.0)
+    both = (*plain, "--trainer.devices", 2, "--trainer.strategy", "ddp")
     fit(one, tiny_config, *plain)
-    fit(two, tiny_config, *plain, "--trainer.devices", 2, "--trainer.strategy", "ddp")
+    fit(two, tiny_config, *both)
+    script = SIGNAL.format(place="training_step", step=6, number=int(signal.SIGTERM))
+    assert lm(cut, "fit", "--config", tiny_config, *both, script=script).returncode == 143
+    assert lm(cut, "fit", "--resume").returncode == 0
+    for key, weight in checkpoint(two)["state_dict"].items():
+        assert torch.equal(weight, checkpoint(cut)["state_dict"][key]), key
     single, double = curves(one), curves(two)
     for tag in ("train/loss", "val/loss", "train/gradient_norm"):
         assert single[tag].keys() == double[tag].keys()
         for step, value in single[tag].items():
             assert double[tag][step] == pytest.approx(value, abs=2e-5), (tag, step)
     assert record(two)["tokens_seen"] == record(one)["tokens_seen"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "step"), [(signal.SIGTERM, 143, 8), (signal.SIGINT, 130, 5)], ids=["SIGTERM", "Ctrl-C"]
+)
+def test_signals_save_and_the_resumed_run_ends_bit_equal(
+    run: tuple[Path, str], tmp_path: Path, tiny_config: Path, number: signal.Signals, code: int, step: int
+) -> None:
+    script = SIGNAL.format(place="training_step", step=step - 1, number=int(number))
+    stopped = lm(tmp_path, "fit", "--config", tiny_config, script=script)
+    assert stopped.returncode == code
+    assert f"stopped by {number.name} at step {step}\n" in stopped.stderr
+    assert record(tmp_path)["status"] == "interrupted"
+    assert checkpoint(tmp_path)["global_step"] == step
+    if number == signal.SIGINT:  # nothing but best.ckpt, of the same step, is whole
+        last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+        last.write_bytes(last.read_bytes()[:-1000])
+    resumed = lm(tmp_path, "fit", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert ("last.ckpt is not a whole checkpoint" in resumed.stderr) == (number == signal.SIGINT)
+    kind = "best" if number == signal.SIGINT else "last"
+    assert f"resuming lightning_logs/version_0/checkpoints/{kind}.ckpt at step {step}\n" in resumed.stdout
+    assert record(tmp_path)["status"] == "finished"
+    assert record(tmp_path)["started"] < record(tmp_path)["launched"]
+    for name in ("best", "last"):
+        expected, ended = checkpoint(run[0], name=name), checkpoint(tmp_path, name=name)
+        assert ended["global_step"] == expected["global_step"]
+        for key, weight in expected["state_dict"].items():
+            assert torch.equal(weight, ended["state_dict"][key]), key
+
+
+def test_validation_cut_off_is_made_up_for(run: tuple[Path, str], tmp_path: Path, tiny_config: Path) -> None:
+    script = SIGNAL.format(place="on_validation_epoch_start", step=10, number=int(signal.SIGKILL))
+    every = ("--checkpoint_every", 5)
+    assert lm(tmp_path, "fit", "--config", tiny_config, *every, script=script).returncode == -signal.SIGKILL
+    assert lm(tmp_path, "fit", "--resume").returncode == 0
+    assert curves(tmp_path)["val/loss"] == curves(run[0])["val/loss"]
+    over = lm(tmp_path, "fit", "--resume")
+    assert over.returncode == 2
+    assert "raise trainer.max_steps to train on" in over.stderr
+
+
+def test_full_disk_leaves_the_checkpoint_before_it(tmp_path: Path, tiny_config: Path) -> None:
+    limit = "import resource, signal; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))\n"
+    fit(tmp_path, tiny_config, "--trainer.max_steps", 5)
+    folder = tmp_path / "lightning_logs/version_0"
+    before = {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()}
+    script = (
+        limit.format(len(before["last.ckpt"]) - 1) + "import sys; from lm.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    full = lm(tmp_path, "fit", "--resume", "--trainer.max_steps", 12, script=script)
+    assert full.returncode == 2
+    lines = [line for line in full.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert "cannot save the checkpoint" in lines[0]
+    assert "the one before it is whole" in lines[0]
+    assert "Traceback" not in full.stderr
+    assert {path.name: path.read_bytes() for path in (folder / "checkpoints").iterdir()} == before

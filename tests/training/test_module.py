@@ -1,6 +1,7 @@
 """The LightningModule and its figures in real runs of a Trainer, held to plain torch and to figures by hand."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,16 @@ from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 from torch.nn import functional
 
+from lm.accounting import moments
 from lm.data import TokenDataModule
 from lm.data.sources import StoryCorpus
 from lm.data.tokens import SplitMeta
 from lm.model import ModelConfig
 from lm.training import LanguageModel, OptimizerConfig
+from lm.training.memory import MemoryAdvice, what_fits
 from lm.training.metrics import DivergedError, Metrics, loss_metrics
+from lm.training.spikes import Spikes
+from lm.training.stopping import CheckpointFiles, LastCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")  # Lightning 2.6 on torch 2.13
 
@@ -93,10 +98,12 @@ def make_model(optimizer: OptimizerConfig = OPTIMIZER, kind: type[LanguageModel]
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes a Trainer that writes nothing and logs to a Memory."""
+    """Makes a Trainer that logs to a Memory and writes nothing, or that saves checkpoints in its folder."""
     torch.set_num_threads(1)
 
-    def make(*callbacks: Callback, max_steps: int = 6, eval_every: int = 100, **options: Any) -> Trainer:
+    def make(
+        *callbacks: Callback, max_steps: int = 6, eval_every: int = 100, saves: bool = False, **options: Any
+    ) -> Trainer:
         return Trainer(
             accelerator="cpu",
             devices=1,
@@ -107,8 +114,8 @@ def trainer(tmp_path: Path) -> Callable[..., Trainer]:
             num_sanity_val_steps=0,
             enable_progress_bar=False,
             enable_model_summary=False,
-            enable_checkpointing=False,
-            logger=Memory(),
+            enable_checkpointing=saves,
+            logger=not saves and Memory(),
             callbacks=[*callbacks],
             default_root_dir=tmp_path,
             **options,
@@ -200,7 +207,7 @@ def test_clock_counts_training_only(data: Any, trainer: Any, monkeypatch: pytest
     run.fit(make_model(kind=Timed), datamodule=data())
     figures = run.logger.figures
     assert metrics.elapsed() == 6
-    assert metrics.state_dict() == {"seconds": 6.0, "tokens": 6 * 8 * 16}
+    assert (metrics.state_dict()["seconds"], metrics.state_dict()["tokens"]) == (6.0, 6 * 8 * 16)
     assert figures["train/tokens_per_second"] == pytest.approx(dict.fromkeys((2, 4, 6), 8 * 16))
     assert figures["train/tokens_seen"] == {2: 256, 4: 512, 6: 768}
     assert set(figures["val/loss_vs_seconds"]) == set(figures["train/loss_vs_seconds"]) == {2, 4, 6}
@@ -247,8 +254,77 @@ def test_loss_that_is_no_number_ends_the_run(data: Any, trainer: Any, monkeypatc
     module = make_model()
     loss = module.loss
     monkeypatch.setattr(module, "loss", lambda batch: loss(batch) * float("nan"))
-    with pytest.raises(DivergedError, match=r"the loss is nan at step 2 .*lower model\.optimizer\.max_learning_rate"):
-        trainer(Metrics(every=2)).fit(module, datamodule=data())
+    message = (
+        r"the loss is nan at step 2 .*gradient norm is nan; the first gradient that is no number came at step 1, of "
+        r"the windows that begin at token (\d+), .*train\.npy; lower model\.optimizer\.max_learning_rate"
+    )
+    files = data()
+    with pytest.raises(DivergedError, match=message) as caught:
+        trainer(Metrics(every=2)).fit(module, datamodule=files)
+    first = re.search(message, str(caught.value))
+    assert first is not None
+    assert int(first[1]) == files.train_dataloader().starts(0)[0]
+
+
+def test_diverged_model_is_not_saved_between_logged_steps(data: Any, trainer: Any, tmp_path: Path) -> None:
+    def spoil(module: LanguageModel) -> None:
+        if module.global_step == 3:
+            next(module.net.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
+
+    callbacks = (Metrics(every=100), LastCheckpoint(2), Call(spoil))
+    run = trainer(*callbacks, plugins=[CheckpointFiles()], max_steps=8, saves=True)
+    with pytest.raises(DivergedError, match="at step 4 the gradient norm is .*came at step 4"):
+        run.fit(make_model(), datamodule=data())
+    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_loss_spikes_are_said_and_marked(
+    data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = make_model()
+    means = iter([3.0 - 0.01 * i + 0.02 * (i % 3) for i in range(24)] + [4.5, 2.76])
+    monkeypatch.setattr(module, "pop_train_loss", lambda: next(means))
+    metrics = Metrics(every=1)
+    run = trainer(metrics, max_steps=26)
+    run.fit(module, datamodule=data())
+    assert list(run.logger.figures["train/spike"]) == [25]
+    assert run.logger.figures["train/spike"][25] > 6
+    assert "loss spike at step 25: 4.5000" in caplog.text
+    restored = Metrics(every=1)
+    restored.load_state_dict(metrics.state_dict())
+    assert restored.spikes == metrics.spikes
+
+
+def test_smooth_falling_and_noisy_curves_have_no_spikes() -> None:
+    noise = np.random.default_rng(0).normal(size=2000)
+    for size in (0.0, 0.01, 0.1):
+        spikes = Spikes()
+        assert not [i for i in range(2000) if spikes.add(2 + 7 * math.exp(-i / 100) + size * noise[i]) is not None]
+
+
+def test_out_of_memory_says_what_fits() -> None:
+    mib = 2**20
+    at = moments(NET, 16, "float32")
+    free = max(line.at(5) for line in at.values())
+    line = what_fits(NET, 16, "float32", rows=32, accumulate=2, free=free)
+    assert "with 16 sequences at a time; by the account 5 fit" in line
+    assert "set trainer.accumulate_grad_batches to 8, which changes no result" in line
+    assert "lower model.net.context_length" in what_fits(NET, 16, "float32", rows=32, accumulate=1, free=mib)
+
+
+def test_out_of_memory_ends_in_that_line(data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**31))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    for place, message in (("training_step", "with 4 sequences at a time"), ("validation_step", "lower data.valid_")):
+        module, advice = make_model(), MemoryAdvice()
+        monkeypatch.setattr(module, place, fail)
+        with pytest.raises(torch.OutOfMemoryError):
+            trainer(advice, eval_every=2, accumulate_grad_batches=2).fit(module, datamodule=data())
+        assert advice.line.startswith("out of memory on cpu ")
+        assert message in advice.line
 
 
 def test_loss_metrics_by_hand() -> None:

@@ -1,5 +1,6 @@
 """Run folders: the newest is found by its number, the best checkpoint comes first, and no checkpoint runs code."""
 
+import logging
 import os
 import pickle
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from lm.model import ModelConfig, TransformerLM
+from lm.training.files import write_checkpoint
 from lm.training.resume import FORMAT
-from lm.training.runs import find_run, load
+from lm.training.runs import find_resumable, find_run, load
 
 NET = ModelConfig(vocab_size=20, context_length=8, d_model=8, num_layers=1, num_heads=2)
 
@@ -138,3 +140,32 @@ def test_missing_and_truncated_checkpoints(folder: Path) -> None:
     Path("cut.ckpt").write_bytes(whole.replace(b"state_dict", b"state\xc0dict"))  # not UTF-8, deep in the pickle
     with pytest.raises(ValueError, match=r"cut\.ckpt is not a whole checkpoint"):
         load(Path("cut.ckpt"))
+
+
+def test_newest_whole_checkpoint_is_resumed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = TransformerLM(NET)
+    make_run("version_2", "last")
+    run = make_run("version_10")
+    for name, step in (("last", 8), ("best", 5)):
+        write_checkpoint({**contents(model), "global_step": step}, run / f"checkpoints/{name}.ckpt")
+    found, step = find_resumable()
+    assert (found.folder, found.checkpoint.name, step) == (run, "last.ckpt", 8)
+    assert not caplog.records
+    last = run / "checkpoints/last.ckpt"
+    whole = last.read_bytes()
+    last.write_bytes(whole[:2000] + bytes([whole[2000] ^ 1]) + whole[2001:])
+    with caplog.at_level(logging.WARNING, "lm"):
+        found, step = find_resumable(run)
+    assert (found.checkpoint.name, step) == ("best.ckpt", 5)
+    assert "passed over: " in caplog.text
+    assert "last.ckpt is not a whole checkpoint (its bytes changed" in caplog.text
+
+
+def test_nothing_to_resume_is_said(folder: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run in lightning_logs/ to resume"):
+        find_resumable()
+    with pytest.raises(FileNotFoundError, match="no run folder gone to resume"):
+        find_resumable(Path("gone"))
+    make_run("version_0", "last", "best")  # empty files
+    with pytest.raises(FileNotFoundError, match="version_0 holds no whole checkpoint to resume"):
+        find_resumable()

@@ -1,0 +1,120 @@
+"""last.ckpt, and the end of training by a signal: both between two optimizer steps, where a resume is exact."""
+
+import logging
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from lm.training.files import write_checkpoint
+from lm.training.metrics import require_finite
+
+log = logging.getLogger("lm")
+
+SIGNALED = 128  # a shell's exit code for a process that a signal ended is this much above the signal's number
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """How Lightning writes checkpoints: through `write_checkpoint`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+
+class Stopped(SystemExit):
+    """Training ended early because of a signal, with everything saved."""
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes last.ckpt every so many optimizer steps, at the end, and when a signal asks to stop.
+
+    Where a validation follows a step, the checkpoint is written after it: so a run cut off during the validation goes
+    on from before the step, and does not miss it.
+
+    SIGTERM and Ctrl-C take effect at the end of a step, at the same one in all processes, with exit code 143 or 130;
+    a second Ctrl-C at once, without saving. Under SLURM, SIGUSR1 (`#SBATCH --signal=USR1@60`) also puts the job back
+    into the queue. These take the place of Lightning's own handlers, which save in the middle of a step.
+
+    Args:
+        every: optimizer steps between checkpoints.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._path: Path | None = None
+        self._saved_step = -1
+        self._signal: int | None = None
+        self._stopping = False
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = trainer.log_dir  # a collective: every process asks
+        trial = getattr(trainer, "fast_dev_run", False)
+        self._path = None if folder is None or trial else Path(folder) / "checkpoints" / "last.ckpt"
+        self._signal = signal.SIGTERM if trainer.received_sigterm else None
+        if threading.current_thread() is threading.main_thread():
+            wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
+            self._handlers = {number: signal.signal(number, self._receive) for number in wanted}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._stopping = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        assert isinstance(trainer.val_check_batch, int)
+        if not trainer.enable_validation or (batch_idx + 1) % trainer.val_check_batch:
+            self._end_step(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._end_step(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore_handlers()
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _end_step(self, trainer: Trainer) -> None:
+        step = trainer.global_step
+        if self._stopping or step % self.every == 0 or step == trainer.max_steps:
+            self._save(trainer)
+        if self._stopping and step < trainer.max_steps:
+            number = self._signal or signal.SIGTERM  # another process received it
+            if trainer.is_global_zero:
+                log.warning("stopped by %s at step %d", signal.Signals(number).name, step)
+                if self._path is not None:
+                    log.warning("go on: python -m lm fit --resume --run_folder %s", self._path.parent.parent)
+                if number == signal.SIGUSR1:
+                    subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+            raise Stopped(SIGNALED + number)
+
+    def _save(self, trainer: Trainer) -> None:
+        if self._path is not None:
+            require_finite(trainer)
+            trainer.save_checkpoint(self._path)
+            self._saved_step = trainer.global_step
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        if number == signal.SIGINT:
+            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, without saving\n")
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
