@@ -21,8 +21,11 @@ COMMANDS = {
     "score": "loss, perplexity and bits per byte of any text or token file",
     "sweep": "run a study: many trainings that differ in a few keys",
     "prepare": "make the text, the tokenizer and the token files of a source, without training",
-    "train-tokenizer": "train a byte-level BPE tokenizer on a text file",
-    "encode": "turn a text file into a file of token ids",
+    "train-tokenizer": "train a byte-level BPE tokenizer on texts",
+    "count": "count the pre-tokens of a text or a shard of it, to train a tokenizer on many machines",
+    "encode": "turn a text file, or a shard of it, into a file of token ids",
+    "join-tokens": "put the token files of a text's shards together",
+    "tokenizer-stats": "bytes per token, longest tokens and speed of tokenizers on texts",
     "export": "write a run as a folder that Hugging Face transformers opens",
     "export-tokenizer": "write a tokenizer for Hugging Face transformers or tiktoken",
     "import": "make a run of a Llama-style folder of Hugging Face transformers",
@@ -36,7 +39,10 @@ FUNCTIONS = {
     "sweep": "experiments.sweep",
     "prepare": "data.prepare",
     "train-tokenizer": "data.train_tokenizer",
+    "count": "data.count",
     "encode": "data.encode",
+    "join-tokens": "data.join_tokens",
+    "tokenizer-stats": "data.tokenizer_stats",
     "export": "export.export",
     "export-tokenizer": "export.export_tokenizer",
     "import": "export.import_model",
@@ -45,10 +51,15 @@ FUNCTIONS = {
 }
 # What signatures do not make: lists of words without an option's name, and options without a value.
 LISTS = {
+    "train-tokenizer": ("texts", "UTF-8 texts, files of counts, or both"),
+    "count": ("texts", "UTF-8 texts"),
+    "join-tokens": ("parts", "the shards' token files, in order"),
+    "tokenizer-stats": ("texts", "UTF-8 texts"),
     "generate": ("prompts", "texts to continue; none: a new document"),
     "account": ("models", "a preset, a YAML configuration or a run folder, then overlays; none: tinystories"),
 }
 SWITCHES = {
+    "tokenizer-stats": {"json": "print JSON instead of a table"},
     "generate": {
         "json": "print a line of JSON for each text",
         "logprobs": "add token ids and their log-probabilities under the model to the JSON",
@@ -58,7 +69,7 @@ SWITCHES = {
     "account": {
         "checkpointing": "keep each block's input only, and compute the block again in the backward pass",
         "json": "print JSON instead of a table",
-    }
+    },
 }
 PACKAGE = Path(__file__).parent
 USAGE_ERROR = 2

@@ -1,6 +1,7 @@
 """Text, tokenizers and token files."""
 
 from pathlib import Path
+from typing import Literal
 
 from lm.data.sources import SourceName, StoryCorpus
 from lm.tokenizer import END_OF_TEXT
@@ -43,10 +44,12 @@ def prepare(
         if split.irreducible is not None:
             line += f", irreducible loss {split.irreducible:.4f} nats per token"
         print(line)
+    if meta.overlap:
+        print(meta.overlap)
 
 
 def train_tokenizer(
-    text: Path,
+    texts: list[str],
     output: Path,
     vocab_size: int = 10_000,
     special_tokens: list[str] | None = None,
@@ -55,37 +58,114 @@ def train_tokenizer(
     """Train a byte-level BPE tokenizer and save vocab.json and merges.txt.
 
     Args:
-        text: UTF-8 text; documents separated by lines <|endoftext|>.
+        texts: UTF-8 texts, documents separated by lines <|endoftext|>; files of counts, made by `count`; or both.
         output: folder to write, for example tokenizers/mine; it must not hold a tokenizer yet.
         vocab_size: 256 bytes, the special tokens and the merges together.
         special_tokens: tokens that split the text and never merge; by default <|endoftext|>.
-        workers: processes for counting; by default one a core.
+        workers: threads for counting; by default one a core.
     """
     from lm.tokenizer import Tokenizer, train_bpe
 
     if (output / "vocab.json").exists():
         raise FileExistsError(f"{output} already holds a tokenizer; name another folder, or delete it first")
     specials = special_tokens or [END_OF_TEXT]
-    vocab, merges = train_bpe(text, vocab_size, specials, num_workers=workers, progress=True)
+    vocab, merges = train_bpe(_named(texts), vocab_size, specials, num_workers=workers, progress=True)
     Tokenizer(vocab, merges, specials).save(output)
     longest = max(vocab.values(), key=len)
     print(f"{output}: {len(vocab):,} tokens, {len(merges):,} merges, longest {longest.decode(errors='replace')!r}")
 
 
-def encode(tokenizer: Path, text: Path, output: Path, workers: int | None = None) -> None:
+def count(
+    texts: list[str],
+    output: Path,
+    special_tokens: list[str] | None = None,
+    shard: int = 0,
+    shards: int = 1,
+    workers: int | None = None,
+) -> None:
+    """Count the pre-tokens of texts, or of one shard of each, for `train-tokenizer`.
+
+    Args:
+        texts: UTF-8 texts; documents separated by lines <|endoftext|>.
+        output: the file to write; it must end in .counts.
+        special_tokens: as for `train-tokenizer`; by default <|endoftext|>.
+        shard: which part of each text, from 0 on.
+        shards: how many parts there are.
+        workers: threads; by default one a core.
+    """
+    from lm.tokenizer.counting import count_files
+    from lm.tokenizer.pretokenize import COUNTS, SpecialTokens, checked_workers, text_file
+
+    if output.suffix != COUNTS:
+        raise ValueError(f"the output {output} must end in {COUNTS}")
+    specials = SpecialTokens(special_tokens or [END_OF_TEXT])
+    paths = [text_file(text) for text in _named(texts)]
+    counts = count_files(paths, specials, checked_workers(workers), True, (shard, shards))
+    counts.save(output, specials.tokens)
+    print(f"{output}: {len(counts):,} different pre-tokens, {counts.total:,} in all")
+
+
+def encode(
+    tokenizer: Path,
+    text: Path,
+    output: Path,
+    errors: Literal["strict", "replace"] = "strict",
+    shard: int = 0,
+    shards: int = 1,
+    workers: int | None = None,
+) -> None:
     """Turn a text file into a .npy file of token ids (uint16 up to 65,536 ids, else uint32).
 
     Args:
         tokenizer: folder with vocab.json and merges.txt.
         text: UTF-8 text.
         output: the .npy file to write.
-        workers: processes; by default one a core.
+        errors: strict refuses bytes that are not UTF-8; replace puts U+FFFD in their place.
+        shard: which part of the text, from 0 on; `join-tokens` puts the parts together.
+        shards: how many parts there are.
+        workers: threads; by default one a core.
     """
     from lm.data.encode import encode_file
     from lm.tokenizer import Tokenizer
 
     if output.suffix != ".npy":
         raise ValueError(f"the output {output} must end in .npy")
-    encoded = encode_file(Tokenizer.from_folder(tokenizer), text, output, num_workers=workers, progress=True)
-    ratio = encoded.bytes / encoded.tokens
+    encoded = encode_file(Tokenizer.from_folder(tokenizer), text, output, workers, True, errors, (shard, shards))
+    ratio = encoded.bytes / max(encoded.tokens, 1)
     print(f"{output}: {encoded.tokens:,} tokens, {encoded.documents:,} documents, {ratio:.3f} bytes per token")
+
+
+def join_tokens(parts: list[str], output: Path) -> None:
+    """Put the token files of a text's shards together, in the order given.
+
+    Args:
+        parts: .npy files that `encode --shard` wrote.
+        output: the .npy file to write.
+    """
+    from lm.data.encode import join_token_files
+
+    if output.suffix != ".npy":
+        raise ValueError(f"the output {output} must end in .npy")
+    print(f"{output}: {join_token_files([Path(part) for part in parts], output):,} tokens")
+
+
+def tokenizer_stats(texts: list[str], tokenizers: Path = Path("tokenizers"), json: bool = False) -> None:
+    """Bytes per token of tokenizers on texts, their longest tokens, and how fast they encode.
+
+    Args:
+        texts: UTF-8 texts; documents separated by lines <|endoftext|>.
+        tokenizers: a folder of tokenizers, or a tokenizer.
+        json: print JSON instead of a table.
+    """
+    from json import dumps
+
+    from lm.data.tokenizer_stats import as_table, statistics
+
+    found = statistics([Path(text) for text in _named(texts)], tokenizers)
+    print(dumps(found, indent=2, ensure_ascii=False) if json else as_table(found))
+
+
+def _named(texts: list[str]) -> list[str]:
+    if not texts:
+        raise ValueError("no text is named; name at least one file")
+    return texts

@@ -49,6 +49,7 @@ def encode_file(
     num_workers: int | None = None,
     progress: bool = False,
     errors: Errors = "strict",
+    shard: tuple[int, int] = (0, 1),
 ) -> EncodedFile:
     """Encode a UTF-8 file just as `tokenizer.encode` would encode its text, in bounded memory.
 
@@ -61,17 +62,19 @@ def encode_file(
         num_workers: by default one a core.
         progress: show a bar.
         errors: replace puts U+FFFD where bytes are not UTF-8.
+        shard: encode only one of several parts of the file, given as its index and their number; their ids one after
+            the other are those of the file.
 
     Raises:
         FileNotFoundError: there is no such text.
-        ValueError: the text is empty or not UTF-8.
+        ValueError: the text is empty or not UTF-8, or there is no such shard.
     """
     text_path, npy_path = text_file(text_path), Path(npy_path)
-    size = text_path.stat().st_size
-    if not size:
+    if not text_path.stat().st_size:
         raise ValueError(f"{text_path} is empty; give a file with text in it")
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= MOST_UINT16_IDS else "<u4")
-    chunks = _encode_spans(tokenizer, text_path, checked_workers(num_workers), errors)
+    span = SpecialTokens(tokenizer.special_ids).shard(text_path, *shard)
+    chunks = _encode_spans(tokenizer, span, checked_workers(num_workers), errors)
     tokens = text_bytes = documents = 0
     npy_path.parent.mkdir(parents=True, exist_ok=True)
     temporary = npy_path.with_name(f".{npy_path.name}.{os.getpid()}.tmp")
@@ -79,7 +82,7 @@ def encode_file(
         with (
             temporary.open("wb") as file,
             closing(chunks),
-            tqdm(total=size, desc="encoding", unit="B", unit_scale=True, disable=not progress) as bar,
+            tqdm(total=span.size, desc="encoding", unit="B", unit_scale=True, disable=not progress) as bar,
         ):
             # The number of ids comes last; numpy pads the header so that one of another length fits its place.
             start = _write_header(file, dtype, 0)
@@ -98,16 +101,46 @@ def encode_file(
 
 
 def _encode_spans(
-    tokenizer: Tokenizer, path: Path, num_workers: int, errors: Errors
+    tokenizer: Tokenizer, whole: Span, num_workers: int, errors: Errors
 ) -> Generator[EncodedChunk, None, None]:
-    """Ids of a file in order: by threads and compiled code, or, where that does not pay, by plain Python."""
+    """Ids of a span of a file: by threads and compiled code, or, where that does not pay, by plain Python."""
     specials = SpecialTokens(tokenizer.special_ids)
-    size = path.stat().st_size
-    if pool := tokenizer.encoders(size):
-        yield from pool.encode_spans(list(specials.spans(path, SPAN)), num_workers, errors)
+    if pool := tokenizer.encoders(whole.size):
+        yield from pool.encode_spans(list(specials.spans(whole, SPAN)), num_workers, errors)
         return
     caching = Tokenizer(tokenizer.vocab, tokenizer.merges, specials.tokens, CACHE_SIZE)
-    yield from _encode_span(caching, Span(path, 0, size), errors)
+    yield from _encode_span(caching, whole, errors)
+
+
+def join_token_files(parts: list[Path], npy_path: Path) -> int:
+    """Put token files one after the other into one; returns the number of ids.
+
+    Raises:
+        FileNotFoundError: a part is missing.
+        ValueError: there are no parts, or a part is no token file, or of another width than the first.
+    """
+    if not parts:
+        raise ValueError("there are no parts to join; name them, then the output")
+    arrays = []
+    for part in parts:
+        try:
+            arrays.append(np.load(text_file(part), mmap_mode="r", allow_pickle=False))
+        except (ValueError, EOFError):
+            raise ValueError(f"{part} is damaged or no .npy file; encode that shard again") from None
+        if arrays[-1].ndim != 1 or arrays[-1].dtype != arrays[0].dtype or arrays[-1].dtype.kind != "u":
+            raise ValueError(f"{part} holds {arrays[-1].dtype} in {arrays[-1].ndim} dimensions, not ids as {parts[0]}")
+    temporary = npy_path.with_name(f".{npy_path.name}.{os.getpid()}.tmp")
+    total = sum(map(len, arrays))
+    npy_path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("wb") as file:
+            _write_header(file, arrays[0].dtype, total)
+            for array in arrays:
+                file.write(array.data)
+        os.replace(temporary, npy_path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return total
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype[np.unsignedinteger], length: int) -> int:
@@ -117,10 +150,10 @@ def _write_header(file: BinaryIO, dtype: np.dtype[np.unsignedinteger], length: i
 
 
 def _encode_span(tokenizer: Tokenizer, span: Span, errors: Errors) -> Generator[EncodedChunk, None, None]:
-    """The definition of what a file's ids, text bytes and documents are; `span` begins a document."""
+    """The definition of what a file's ids, text bytes and documents are."""
     specials = SpecialTokens(tokenizer.special_ids)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= MOST_UINT16_IDS else "<u4")
-    in_document = False
+    in_document = span.start > 0  # cut within one, or before an end-of-text token, which says so
     for piece in specials.stream(read_text(span, errors)):
         num_bytes = text_bytes = documents = 0
         for index, part in enumerate(specials.split(piece)):

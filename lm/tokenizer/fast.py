@@ -1,37 +1,31 @@
 """Training on large texts by compiled code; gives exactly what `lm.tokenizer.train` defines in plain Python."""
 
 from pathlib import Path
-from threading import Lock
 
 from tqdm import tqdm
 
-from lm.tokenizer.counting import SPANS_A_THREAD, count_spans
+from lm.tokenizer.counting import count_files
 from lm.tokenizer.merging import merge_words
-from lm.tokenizer.pretokenize import SPAN, SpecialTokens
+from lm.tokenizer.pretokenize import COUNTS, SpecialTokens
 
 
 def train(
     paths: list[Path], tokens: list[bytes], vocab_size: int, specials: SpecialTokens, num_threads: int, progress: bool
 ) -> list[tuple[bytes, bytes]]:
-    """Count and merge until there are vocab_size tokens or no pairs; adds to `tokens` and returns the merges.
+    """Count texts, add files of counts, and merge until there are vocab_size tokens or no pairs.
+
+    Adds to `tokens` and returns the merges.
 
     Raises:
-        ValueError: a file is not UTF-8.
+        ValueError: a text is not UTF-8, or a file of counts does not fit.
     """
-    total = sum(path.stat().st_size for path in paths)
-    size = max(SPAN, total // (num_threads * SPANS_A_THREAD))
-    spans = [span for path in paths for span in specials.spans(path, size)]
-    lock = Lock()
-    with tqdm(total=total, desc="counting", unit="B", unit_scale=True, disable=not progress) as bar:
-
-        def advance(num_bytes: int) -> None:
-            with lock:
-                bar.update(num_bytes)
-
-        words = count_spans(spans, specials.tokens, num_threads, advance).words()
+    counts = count_files([path for path in paths if path.suffix != COUNTS], specials, num_threads, progress)
+    for path in paths:
+        if path.suffix == COUNTS:
+            counts.load(path, specials.tokens)
     wanted = vocab_size - len(tokens)
     with tqdm(total=wanted, desc="merging", unit="merge", disable=not progress) as bar:
-        pairs = merge_words(*words, len(tokens), wanted, bar.update)
+        pairs = merge_words(*counts.words(), len(tokens), wanted, bar.update)
     merges = []
     for left, right in pairs.tolist():
         merges.append((tokens[left], tokens[right]))

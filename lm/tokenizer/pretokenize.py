@@ -33,6 +33,7 @@ WORD_END = rb"(?<=[A-Za-z0-9])[ \n]"  # a place where files are cut: the same fo
 WINDOW = 8192  # characters a stream holds while pre-tokens are short: small, so that memory stays well below 1 MB
 BLOCK = 1 << 18  # bytes read from a file at a time
 Errors = Literal["strict", "replace"]
+COUNTS = ".counts"  # ending of files of counted pre-tokens
 SPAN = 2 << 20  # bytes of a file that one thread takes at a time
 
 
@@ -129,17 +130,16 @@ class SpecialTokens:
         boundary = BOUNDARY.search(text, after_special, limit + 1) if after_special < limit else None
         return boundary.start() + 1 if boundary else after_special
 
-    def spans(self, path: Path, size: int = SPAN) -> Iterator[Span]:
-        """Cut a UTF-8 file into spans of at least `size` bytes that can be pre-tokenized each by itself."""
-        total = path.stat().st_size
-        start = 0
-        while start < total:
-            end = self._next_cut(path, start + size, total)
-            yield Span(path, start, end)
+    def spans(self, whole: Span, size: int = SPAN) -> Iterator[Span]:
+        """Cut a span of a UTF-8 file into spans of at least `size` bytes that can be pre-tokenized each by itself."""
+        start = whole.start
+        while start < whole.end:
+            end = self._next_cut(whole.path, start + size, whole.end)
+            yield Span(whole.path, start, end)
             start = end
 
-    def shard(self, path: Path, index: int, number: int) -> Span:
-        """The span that is one of `number` shards of a file, of about equal size.
+    def shard(self, path: Path, index: int = 0, number: int = 1) -> Span:
+        """The span that is one of `number` shards of a file, of about equal size; the whole file as one.
 
         Raises:
             ValueError: index is not one of 0 to number - 1.

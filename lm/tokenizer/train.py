@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lm.tokenizer.layout import LOAD_FROM
-from lm.tokenizer.pretokenize import PRE_TOKEN, Span, SpecialTokens, checked_workers, read_text, text_file
+from lm.tokenizer.pretokenize import COUNTS, PRE_TOKEN, Span, SpecialTokens, checked_workers, read_text, text_file
 
 log = logging.getLogger("lm")
 
@@ -31,7 +31,8 @@ def train_bpe(
     greater pair of byte strings. Special tokens split the text and are not counted.
 
     Args:
-        input_path: a UTF-8 text file, or several; each is a document border.
+        input_path: a UTF-8 text file, or several; each is a document border. Files that end in .counts hold counted
+            pre-tokens of others (command `count`) and are added.
         vocab_size: 256 bytes, the special tokens and the merges together.
         special_tokens: each gets an id and is never merged.
         num_workers: threads that count the pre-tokens of large texts; by default one a core.
@@ -58,7 +59,7 @@ def train_bpe(
     paths = [text_file(path) for path in (input_path if isinstance(input_path, list) else [input_path])]
     tokens = [bytes([byte]) for byte in range(NUM_BYTES)] + [token.encode() for token in special_tokens]
     num_threads = checked_workers(num_workers)
-    if _is_fast(sum(path.stat().st_size for path in paths)):
+    if any(path.suffix == COUNTS for path in paths) or _is_fast(sum(path.stat().st_size for path in paths)):
         from lm.tokenizer.fast import train
 
         merges = train(paths, tokens, vocab_size, specials, num_threads, progress)

@@ -24,7 +24,7 @@ SPECIALS = [END_OF_TEXT, "<|end", "<|", "ab", "ab cd", "'s", "é", " ", "\n\n", 
 
 
 def fast_counts(path: Path, special_tokens: list[str], num_threads: int = 1) -> Counter[str]:
-    spans = list(SpecialTokens(special_tokens).spans(path, size=1000))
+    spans = list(SpecialTokens(special_tokens).spans(Span(path, 0, path.stat().st_size), size=1000))
     flat, starts, counts = counting.count_spans(spans, special_tokens, num_threads, lambda _: None).words()
     words = [flat[i:j].tobytes().decode() for i, j in pairwise(starts.tolist())]
     assert len(set(words)) == len(words)

@@ -99,7 +99,7 @@ def test_spans_and_shards_cut_a_file_like_the_text(
         text = "".join(rng.choices([*ALPHABET, "a ", "b\n", *tokens], k=rng.randrange(1, 60)))
         path.write_text(text, encoding="utf-8", newline="")
         number = rng.randrange(1, 9)
-        spans = list(specials.spans(path, size=rng.randrange(1, 20)))
+        spans = list(specials.spans(specials.shard(path), size=rng.randrange(1, 20)))
         num_spans += len(spans)
         for parts in (spans, [specials.shard(path, i, number) for i in range(number)]):
             read = ["".join(read_text(part)) for part in parts]
@@ -111,7 +111,7 @@ def test_spans_and_shards_cut_a_file_like_the_text(
 def test_no_span_of_nothing_and_no_shard_beyond(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("")
-    assert list(SpecialTokens(["x"]).spans(path, size=1)) == []
+    assert list(SpecialTokens(["x"]).spans(Span(path, 0, 0), size=1)) == []
     assert SpecialTokens([]).shard(path, 2, 3) == Span(path, 0, 0)
     with pytest.raises(ValueError, match="shard 3 of 3 does not exist; shards are 0 to 2"):
         SpecialTokens([]).shard(path, 3, 3)
