@@ -74,7 +74,7 @@ class Campaign:
             while not is_over(folder):
                 early = stage(folder) not in ("starting", "training") and self.rng.random() < 0.7
                 child = fork(fit(folder), folder)
-                code = self._wait_or_kill(child, self.rng.uniform(0, self.preparing if early else 1.1 * self.seconds))
+                code = self._wait_or_kill(child, self.rng.uniform(0, self.preparing if early else 1.6 * self.seconds))
                 if code != -signal.SIGKILL:
                     break
                 done += 1

@@ -20,7 +20,7 @@ import lm.export.to_huggingface
 import lm.training.lightning_cli  # noqa: F401  (imported here, not in every child)
 from lm.cli import main
 from lm.tokenizer import Tokenizer
-from lm.training.runs import load
+from lm.training.runs import LOGS, Run, find_resumable, load
 
 CONFIG = """
 seed_everything: 0
@@ -41,7 +41,6 @@ model:
   optimizer: {max_learning_rate: 1.0e-2, min_learning_rate: 1.0e-3, warmup_iters: 3}
 """
 LAST_STEP = 12
-LOGS = Path("lightning_logs")
 
 
 def fork(work: Callable[[], int], folder: Path) -> int:
@@ -72,38 +71,38 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest run's last.ckpt."""
-    found = sorted(folder.glob(f"{LOGS}/version_*/checkpoints/last.ckpt"), key=lambda p: int(p.parts[-3].split("_")[1]))
-    return found[-1].relative_to(folder) if found else None
+def newest_run(folder: Path) -> Run | None:
+    """The newest run folder with its newest whole checkpoint; None if it has none."""
+    runs = sorted(folder.glob(f"{LOGS}/version_*"), key=lambda path: int(path.name.split("_")[1]))
+    if not runs or not list(runs[-1].glob("checkpoints/*.ckpt")):
+        return None
+    return find_resumable(runs[-1])[0]
 
 
 def fit(folder: Path) -> Callable[[], int]:
-    """The command that goes on from what is there, as a user would give it."""
+    """The command that goes on with what is there, as a user would give it."""
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
-    command = ["fit", "--config", "config.yaml"]
-    if checkpoint := last_checkpoint(folder):
-        command += ["--ckpt_path", str(checkpoint)]
+    command = ["fit", "--resume"] if newest_run(folder) else ["fit", "--config", "config.yaml"]
     return lambda: main(command)
 
 
 def is_over(folder: Path) -> bool:
     """Whether the last step's checkpoint is there, so that there is nothing to go on with."""
-    checkpoint = last_checkpoint(folder)
-    return checkpoint is not None and load(folder / checkpoint)["global_step"] == LAST_STEP
+    run = newest_run(folder)
+    return run is not None and load(run.checkpoint)["global_step"] == LAST_STEP
 
 
 def outcome(folder: Path) -> dict[str, str]:
     """Digests of what the line makes: text, tokenizer, tokens, and the weights and optimizer state at the end."""
-    checkpoint = last_checkpoint(folder)
-    assert checkpoint is not None
-    state = load(folder / checkpoint)
+    run = newest_run(folder)
+    assert run is not None
+    state = load(run.checkpoint)
     assert state["global_step"] == LAST_STEP, state["global_step"]
     digests = {}
     for path in (
         sorted(folder.glob("data/*/*.txt"))
         + sorted(folder.glob("*/*/tokens-*/*.npy"))
-        + [folder / checkpoint.parents[1] / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
+        + [run.folder / "tokenizer" / name for name in ("vocab.json", "merges.txt")]
     ):
         digests["/".join(path.parts[-2:])] = sha256(path.read_bytes()).hexdigest()
     for name, value in _tensors("", {"weights": state["state_dict"], "optimizer": state["optimizer_states"]}):

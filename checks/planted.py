@@ -143,8 +143,8 @@ DATA = [
     Fault("data/encode.py", "MOST_UINT16_IDS = 1 << 16", "MOST_UINT16_IDS = 1 << 17", "data/test_encode.py"),
     Fault(
         "data/encode.py",
-        "        os.replace(temporary, npy_path)\n    finally",
-        "        os.link(temporary, npy_path)\n    finally",
+        "assert _write_header(file, dtype, tokens) == start\n        os.replace(",
+        "assert _write_header(file, dtype, tokens) == start\n        os.link(",
         "data/test_encode.py",
     ),
 ]
@@ -165,7 +165,7 @@ RESUME = [
     ),
     Fault("training/module.py", "group.update(betas=config.betas, eps=config.eps)", "pass", "training"),
     Fault("training/module.py", "            torch.manual_seed(int(", "            (int(", "training"),
-    Fault("training/metrics.py", '"tokens": self.tokens}', '"tokens": 0}', "training"),
+    Fault("training/metrics.py", '"tokens": self.tokens', '"tokens": 0', "training"),
 ]
 TOKENIZER = [
     Fault("tokenizer/pretokenize.py", r"""+|\s+(?!\S)|\s+")""", r"""+|\s+")""", "tokenizer"),
