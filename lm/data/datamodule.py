@@ -1,5 +1,6 @@
 """The LightningDataModule: prepares the data once and serves memory-mapped batches."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from lm.data.sampler import Slice, TrainBatches, ValidWindows
 from lm.data.sources import SourceName, StoryCorpus
 from lm.data.tokens import SplitMeta, TokenFiles
 from lm.tokenizer import Tokenizer
+
+log = logging.getLogger("lm")
 
 
 class TokenDataModule(LightningDataModule):
@@ -51,8 +54,9 @@ class TokenDataModule(LightningDataModule):
         workers: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("valid_batch_size", valid_batch_size)):
-            if value < 1:
+        sizes = {"batch_size": batch_size, "valid_batch_size": valid_batch_size, "workers": workers}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
                 raise ValueError(f"data.{name} is {value}, it must be at least 1")
         self._preparation: dict[str, Any] = {
             "source": source,
@@ -75,8 +79,10 @@ class TokenDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download, train the tokenizer and encode whatever is missing (one process a machine)."""
-        prepared = prepare(**self._preparation)
-        TokenFiles(prepared.tokens).check_ids(self.vocab_size)
+        files = TokenFiles(prepare(**self._preparation).tokens)
+        files.check_ids(self.vocab_size)
+        if line := files.meta.overlap:
+            log.warning(line)
 
     def setup(self, stage: str) -> None:
         """Open the token files; checks that they fit the model's vocabulary and context."""
@@ -102,6 +108,7 @@ class TokenDataModule(LightningDataModule):
         return {
             "tokenizer": meta.tokenizer_digest,
             "train_text": meta.train.source_sha256,
+            "valid_text": meta.valid.source_sha256,
             "batch_size": self.batch_size,
             "context_length": self.context_length,
             "seed": self.seed,

@@ -8,14 +8,16 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
+from lm.data.digests import file_sha256, sampled_sha256
 from lm.data.encode import encode_file
+from lm.data.overlap import shared_documents
 from lm.data.sources import SourceName, StoryCorpus, TextFiles, resolve_source
-from lm.data.tokens import SplitMeta, TokenFiles, TokenMeta
+from lm.data.tokens import FORMAT, SplitMeta, TokenFiles, TokenMeta, largest_id
 from lm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 
 log = logging.getLogger("lm")
@@ -65,7 +67,7 @@ def prepare(
         if tokenizer is None:
             tokenizer = tokenizers_dir / f"{text.name}-{vocab_size}-{digests['train'][:8]}"
         trained = _tokenizer(tokenizer, text, vocab_size, workers)
-        key = hashlib.sha256("".join([*digests.values(), trained.digest]).encode()).hexdigest()[:8]
+        key = hashlib.sha256("".join([*digests.values(), trained.digest, str(FORMAT)]).encode()).hexdigest()[:8]
         tokens = folder / f"tokens-{trained.vocab_size}-{key}"
         if not (tokens / "meta.json").is_file():
             _encode(trained, tokenizer, text, digests, tokens, workers)
@@ -102,16 +104,23 @@ def _encode(
     splits = {}
     for split, path in text.splits.items():
         log.info("encoding %s", path)
-        encoded = encode_file(tokenizer, path, folder / f"{split}.npy", num_workers=workers, progress=True)
+        npy = folder / f"{split}.npy"
+        encoded = encode_file(tokenizer, path, npy, num_workers=workers, progress=True)
+        if not encoded.bytes:
+            raise ValueError(f"{path} holds special tokens and no text; put documents between them")
         splits[split] = SplitMeta(
             tokens=encoded.tokens,
             bytes=encoded.bytes,
             documents=encoded.documents,
             source_sha256=digests[split],
+            sha256=file_sha256(npy),
+            sampled_sha256=sampled_sha256(npy),
+            largest_id=largest_id(npy),
             nats=text.nats[split] if text.nats else None,
         )
+    shared = shared_documents(text.splits["train"], text.splits["valid"])
     meta = TokenMeta(text.name, str(tokenizer_folder), tokenizer.digest, tokenizer.vocab_size, **splits)
-    meta.save(folder)
+    replace(meta, valid_in_train=shared).save(folder)
     TokenFiles(folder).check_ids(tokenizer.vocab_size)
 
 
@@ -127,8 +136,7 @@ def _file_digest(path: Path, folder: Path) -> str:
     name = str(path.resolve())
     if name in known and known[name][0] == stamp:
         return known[name][1]
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_sha256(path)
     temporary = memory.with_suffix(".tmp")
     temporary.write_text(json.dumps({**known, name: [stamp, digest]}, indent=1), encoding="utf-8")
     os.replace(temporary, memory)

@@ -5,11 +5,16 @@ line without a word.
 """
 
 import logging
+import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm import __version__
+import torch
+
+import lm
 
 if TYPE_CHECKING:
     from lm.data.datamodule import TokenDataModule
@@ -19,17 +24,24 @@ log = logging.getLogger("lm")
 
 FORMAT = 1
 DIVERGED = "diverged"  # status in run.json
-CHANGEABLE = ("net.dropout", "net.attention")  # these change neither the weights' shapes nor their meaning
+# These change neither the weights' shapes nor their meaning, nor what training sees.
+CHANGEABLE = ("net.dropout", "net.attention", "data.valid_text")
 
 
 def run_identity(module: "LanguageModel", data: "TokenDataModule | None") -> dict[str, Any]:
     """Primitives that say which run this is: the model, the optimizer, the data and the length."""
     return {
         "format": FORMAT,
-        "version": __version__,
+        "version": lm.__version__,
         "net": asdict(module.config),
         "optimizer": asdict(module.optimizer_config),
         "data": data.identity() if data is not None else {},
+        "run": {
+            "code": code_version(),
+            "torch": str(torch.__version__),
+            "precision": str(module.trainer.precision),
+            "devices": module.trainer.world_size,
+        },
         "trainer": {"accumulate_grad_batches": module.trainer.accumulate_grad_batches},
         "max_steps": module.trainer.max_steps,
     }
@@ -60,17 +72,36 @@ def check_resume(checkpoint: Mapping[str, Any], now: Mapping[str, Any], training
     for part in ("net", "data", "trainer"):
         for name, old, new in _differences(part, saved.get(part, {}), now[part]):
             matters = training or part == "net" or name == "data.tokenizer"
-            if name in CHANGEABLE:
-                log.warning("%s: %s from the command, the checkpoint had %s", name, new, old)
-            elif matters:
+            if name in CHANGEABLE and old is not None:
+                log.warning("%s: %s now, the checkpoint had %s", name, new, old)
+            elif matters and name not in CHANGEABLE:
                 conflicts.append(f"{name} is {old} in the checkpoint and {new} here")
     if conflicts:
         raise ValueError("; ".join(conflicts) + " — use the checkpoint's values, or start anew without --ckpt_path")
     if training:
+        if "optimizer_states" not in checkpoint:
+            raise ValueError(
+                "the checkpoint holds weights only, without an optimizer's state; nothing can go on from it"
+            )
         changed = [*_differences("optimizer", saved["optimizer"], now["optimizer"])]
+        changed += _differences("run", saved.get("run", now["run"]), now["run"])
         changed += _differences("trainer", {"max_steps": saved["max_steps"]}, {"max_steps": now["max_steps"]})
         for name, old, new in changed:
-            log.warning("%s: %s from the command, the checkpoint had %s", name, new, old)
+            log.warning("%s: %s now, the checkpoint had %s", name, new, old)
+
+
+@cache
+def code_version() -> str:
+    """The package's version and, in a git checkout of it, the commit; with a + where its files differ from that."""
+    git = ["git", "-C", str(Path(lm.__file__).parent)]
+    try:
+        if subprocess.run([*git, "ls-files", "__init__.py"], capture_output=True, check=True, timeout=5).stdout:
+            describe = [*git, "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+            commit = subprocess.run(describe, capture_output=True, check=True, timeout=5, text=True).stdout
+            return f"{lm.__version__} at {commit.strip()}"
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return lm.__version__
 
 
 def _differences(part: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -1,8 +1,10 @@
 """Run folders: `lightning_logs/version_N` with config.yaml, run.json, tokenizer/ and checkpoints/."""
 
 import logging
+import pickle
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,21 @@ class Run:
     def config(self) -> Path:
         return self.folder / "config.yaml"
 
+    @cached_property
+    def contents(self) -> dict[str, Any]:
+        """The checkpoint, see `load`."""
+        return load(self.checkpoint)
+
     def load_tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_folder(self.folder / "tokenizer")
+        """The run's tokenizer. Raises ValueError if it is not the one that the checkpoint was trained with."""
+        tokenizer = Tokenizer.from_folder(self.folder / "tokenizer")
+        trained_with = self.contents["lm"].get("data", {}).get("tokenizer")
+        if trained_with is not None and trained_with != tokenizer.digest:
+            raise ValueError(
+                f"{self.folder / 'tokenizer'} is not the tokenizer that {self.checkpoint} was trained with; put the "
+                f"one of digest {trained_with} there"
+            )
+        return tokenizer
 
     def load_model(self, device: str | torch.device = "cpu") -> TransformerLM:
         """The checkpoint's model in eval mode, on `device`.
@@ -38,7 +53,7 @@ class Run:
         Raises:
             ValueError: the file is not a whole checkpoint of lm.
         """
-        checkpoint = load(self.checkpoint)
+        checkpoint = self.contents
         try:
             model = TransformerLM(ModelConfig(**checkpoint["lm"]["net"]))
             model.load_state_dict({k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items()})
@@ -63,6 +78,8 @@ def load(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever damaged bytes lead the unpickler to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it all the same
+            reason = "it holds other things than tensors and plain values, which are never loaded"
         raise ValueError(f"{path} is not a whole checkpoint ({reason}); use another one of the run") from None
     identity = checkpoint.get("lm") if isinstance(checkpoint, dict) else None
     if not isinstance(identity, dict) or identity.get("format") != FORMAT:

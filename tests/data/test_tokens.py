@@ -8,24 +8,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.data.tokens import SplitMeta, TokenFiles, TokenMeta
+from lm.data.digests import SAMPLE_BYTES, SAMPLES, file_sha256, sampled_sha256
+from lm.data.tokens import SplitMeta, TokenFiles, TokenMeta, largest_id
 
 TRAIN, VALID = np.arange(100, dtype=np.uint16), np.arange(40, dtype=np.uint16)
-SPLIT = SplitMeta(tokens=100, bytes=400, documents=3, source_sha256="ab", nats=50.0)
-META = TokenMeta("cats", "tokenizers/cats", "cd", 300, SPLIT, replace(SPLIT, tokens=40, nats=None))
+SPLIT = SplitMeta(
+    tokens=100, bytes=400, documents=3, source_sha256="ab", sha256="", sampled_sha256="", largest_id=99, nats=50.0
+)
+META = TokenMeta("cats", "tokenizers/cats", "cd", 300, SPLIT, replace(SPLIT, tokens=40, largest_id=39, nats=None))
+
+
+def describe(folder: Path) -> TokenMeta:
+    """META with the digests of the files in a folder."""
+    parts = {}
+    for split in ("train", "valid"):
+        path = folder / f"{split}.npy"
+        digests = {"sha256": file_sha256(path), "sampled_sha256": sampled_sha256(path)}
+        parts[split] = replace(getattr(META, split), largest_id=largest_id(path), **digests)
+    return replace(META, **parts)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     np.save(tmp_path / "train.npy", TRAIN)
     np.save(tmp_path / "valid.npy", VALID)
-    META.save(tmp_path)
+    describe(tmp_path).save(tmp_path)
     return tmp_path
 
 
 def test_files_open_memory_mapped_as_they_were_saved(folder: Path) -> None:
     files = TokenFiles(folder)
-    assert files.meta == META
+    assert files.meta == describe(folder)
     assert isinstance(files.train, np.memmap)
     np.testing.assert_array_equal(files.train, TRAIN)
     np.testing.assert_array_equal(files.valid, VALID)
@@ -84,7 +97,7 @@ def test_pickled_array_is_never_loaded(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, "format 99, this version reads 1"),
+        ({"format": 99}, "format 99, this version reads 2"),
         ({"train": None}, "cannot be read"),
         ({"surplus": 1}, "surplus"),
         ({"valid": asdict(SPLIT) | {"tokens": None}}, "tokens of a text is None; it must be a whole number from 1"),
@@ -112,6 +125,7 @@ def test_ids_beyond_the_vocabulary_are_found_in_either_file(folder: Path) -> Non
     with pytest.raises(ValueError, match=r"train\.npy holds token id 99, .* ends at 98; .*at least 100"):
         files.check_ids(99)
     np.save(folder / "valid.npy", np.where(VALID == 7, 5000, VALID).astype(np.uint16))
+    describe(folder).save(folder)
     with pytest.raises(ValueError, match=r"valid\.npy holds token id 5000"):
         TokenFiles(folder).check_ids(100)
 
@@ -122,3 +136,49 @@ def test_bits_per_byte_by_hand() -> None:
     assert SPLIT.bits_per_byte(2 * math.log(2)) == pytest.approx(0.5)
     assert SPLIT.irreducible == pytest.approx(0.5)
     assert META.valid.irreducible is None
+
+
+def test_flipped_bit_is_found_before_anything_is_read(folder: Path) -> None:
+    TokenFiles(folder).verify()
+    changed = TRAIN.copy()
+    changed[50] ^= 1
+    np.save(folder / "train.npy", changed)
+    with pytest.raises(ValueError, match=r"train\.npy changed since it was written.*delete .* and run again"):
+        TokenFiles(folder)
+
+
+def test_swapped_files_of_one_length_are_found(folder: Path) -> None:
+    np.save(folder / "valid.npy", TRAIN + 1)
+    replace(describe(folder), valid=replace(describe(folder).valid, tokens=100)).save(folder)
+    TokenFiles(folder)
+    train, valid = folder / "train.npy", folder / "valid.npy"
+    train.rename(folder / "other.npy")
+    valid.rename(train)
+    (folder / "other.npy").rename(valid)
+    with pytest.raises(ValueError, match=r"train\.npy changed"):
+        TokenFiles(folder)
+
+
+def test_large_files_are_sampled_and_verified_whole_on_request(folder: Path) -> None:
+    size = SAMPLES * SAMPLE_BYTES
+    np.save(folder / "train.npy", np.zeros(size, np.uint16))  # twice what is read of it
+    meta = describe(folder)
+    replace(meta, train=replace(meta.train, tokens=size)).save(folder)
+    files = TokenFiles(folder)
+    files.verify()
+    with (folder / "train.npy").open("r+b") as file:
+        file.seek(SAMPLE_BYTES + SAMPLE_BYTES // 2)  # between the first two samples
+        file.write(b"x")
+    with pytest.raises(ValueError, match=r"train\.npy changed"):
+        TokenFiles(folder).verify()
+    for place in (0, -1):  # the first and the last byte are always sampled
+        with (folder / "train.npy").open("r+b") as file:
+            file.seek(place, 2 if place else 0)
+            before = file.read(1)
+            file.seek(place, 2 if place else 0)
+            file.write(b"y")
+        with pytest.raises(ValueError, match=r"train\.npy (changed|is damaged)"):
+            TokenFiles(folder)
+        with (folder / "train.npy").open("r+b") as file:
+            file.seek(place, 2 if place else 0)
+            file.write(before)

@@ -328,7 +328,9 @@ def test_out_of_memory_ends_in_that_line(data: Any, trainer: Any, monkeypatch: p
 
 
 def test_loss_metrics_by_hand() -> None:
-    meta = SplitMeta(tokens=100, bytes=400, documents=1, source_sha256="", nats=50.0)
+    meta = SplitMeta(
+        tokens=100, bytes=400, documents=1, source_sha256="", sha256="", sampled_sha256="", largest_id=9, nats=50.0
+    )
     expected = {"val/loss": math.log(8), "val/perplexity": 8, "val/bits_per_byte": 0.75, "val/irreducible_loss": 0.5}
     assert loss_metrics("val", math.log(8), meta) == pytest.approx(expected)
     assert "val/irreducible_loss" not in loss_metrics("val", 1.0, replace(meta, nats=None))
