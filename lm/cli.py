@@ -151,7 +151,8 @@ def _is_users_mistake(error: BaseException) -> bool:
     if os.environ.get("LM_TRACEBACK"):
         return False
     origin = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
-    return isinstance(error, argparse.ArgumentError | OSError) or PACKAGE in origin.parents
+    of_a_path = str(error) == "embedded null byte"  # the system's word on a file name
+    return isinstance(error, argparse.ArgumentError | OSError) or of_a_path or PACKAGE in origin.parents
 
 
 def _one_line(error: BaseException) -> str:
