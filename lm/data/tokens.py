@@ -137,7 +137,8 @@ class TokenFiles:
         expected: SplitMeta = getattr(self.meta, split)
         if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or len(tokens) != expected.tokens:
             raise ValueError(
-                f"{path} holds {tokens.dtype} of shape {tokens.shape}, meta.json says {expected.tokens} tokens; {self._anew}"
+                f"{path} holds {tokens.dtype} of shape {tokens.shape}, meta.json says {expected.tokens} tokens; "
+                + self._anew
             )
         if sampled_sha256(path) != expected.sampled_sha256:
             raise ValueError(f"{path} changed since it was written, its sha256 differs; {self._anew}")
