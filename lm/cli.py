@@ -14,11 +14,14 @@ import traceback
 from itertools import pairwise
 from pathlib import Path
 
+from lm.terminal import printable
+
 COMMANDS = {
     "fit": "train a model: text, tokenizer, tokens, training, validation and a story, in one go",
     "validate": "validation loss of a run's best checkpoint (of the newest run, without further words)",
     "generate": "write text with a run's best checkpoint (of the newest run, without further words)",
     "score": "loss, perplexity and bits per byte of any text or token file",
+    "evaluate": "run tasks of EleutherAI's lm-evaluation-harness on a run",
     "sweep": "run a study: many trainings that differ in a few keys",
     "prepare": "make the text, the tokenizer and the token files of a source, without training",
     "train-tokenizer": "train a byte-level BPE tokenizer on texts",
@@ -26,6 +29,7 @@ COMMANDS = {
     "encode": "turn a text file, or a shard of it, into a file of token ids",
     "join-tokens": "put the token files of a text's shards together",
     "tokenizer-stats": "bytes per token, longest tokens and speed of tokenizers on texts",
+    "verify": "check every byte of runs and token files against their digests",
     "export": "write a run as a folder that Hugging Face transformers opens",
     "export-tokenizer": "write a tokenizer for Hugging Face transformers or tiktoken",
     "import": "make a run of a Llama-style folder of Hugging Face transformers",
@@ -36,6 +40,7 @@ COMMANDS = {
 FUNCTIONS = {
     "generate": "generation.generate",
     "score": "generation.score",
+    "evaluate": "generation.evaluate",
     "sweep": "experiments.sweep",
     "prepare": "data.prepare",
     "train-tokenizer": "data.train_tokenizer",
@@ -43,6 +48,7 @@ FUNCTIONS = {
     "encode": "data.encode",
     "join-tokens": "data.join_tokens",
     "tokenizer-stats": "data.tokenizer_stats",
+    "verify": "verification.verify",
     "export": "export.export",
     "export-tokenizer": "export.export_tokenizer",
     "import": "export.import_model",
@@ -56,6 +62,8 @@ LISTS = {
     "join-tokens": ("parts", "the shards' token files, in order"),
     "tokenizer-stats": ("texts", "UTF-8 texts"),
     "generate": ("prompts", "texts to continue; none: a new document"),
+    "evaluate": ("tasks", "names of the harness's tasks, for example lambada_openai"),
+    "verify": ("paths", "run folders, checkpoints or folders of token files; none: the newest run"),
     "account": ("models", "a preset, a YAML configuration or a run folder, then overlays; none: tinystories"),
 }
 SWITCHES = {
@@ -66,6 +74,7 @@ SWITCHES = {
         "interactive": "read prompts from the terminal, a line each, until Ctrl-D",
     },
     "score": {"json": "print JSON instead of a line"},
+    "evaluate": {"json": "print JSON instead of a table"},
     "account": {
         "checkpointing": "keep each block's input only, and compute the block again in the backward pass",
         "json": "print JSON instead of a table",
@@ -162,7 +171,7 @@ def _one_line(error: BaseException) -> str:
     else:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         message = "; ".join(lines).replace(":;", ":") if lines else type(error).__name__
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    return printable(message)
 
 
 def run_tool(command: str, arguments: list[str]) -> int:

@@ -44,7 +44,7 @@ class LoadedRun:
         logprobs: bool = False,
     ) -> list[Completion]:
         """What each prompt's row writes; arguments and errors as in `lm.generation.stream_text`."""
-        with self._precision():
+        with self.precision():
             return complete(self.decoder, self.tokenizer, prompts, max_new_tokens, sampling, seed, stop, logprobs)
 
     def stream(
@@ -56,20 +56,21 @@ class LoadedRun:
         stop: Sequence[str] = (),
     ) -> Iterator[tuple[int, str]]:
         """(row, piece) as they come; see `lm.generation.stream_text`."""
-        with self._precision():
+        with self.precision():
             yield from stream_text(self.decoder, self.tokenizer, prompts, max_new_tokens, sampling, seed, stop)
 
     def score(self, text: str, stride: int | None = None) -> Score:
         """Loss, perplexity and bits per byte of a text; see `lm.generation.score.token_logprobs`."""
-        with self._precision():
+        with self.precision():
             return score_text(self.model, self.tokenizer, text, stride)
 
     def score_ids(self, ids: Ids, stride: int | None = None) -> Score:
         """The same for token ids."""
-        with self._precision():
+        with self.precision():
             return score_ids(self.model, self.tokenizer, ids, stride)
 
-    def _precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[Any]:
+        """What to run the model in."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda")
 
 

@@ -13,9 +13,9 @@ MAY_IMPORT = {
     "accounting": {"model"},
     "data": {"tokenizer"},
     "generation": {"model", "tokenizer"},
-    "training": {"model", "optim", "tokenizer", "accounting", "data", "generation"},
+    "training": {"model", "optim", "tokenizer", "accounting", "data", "generation", "terminal"},
     "experiments": {"model", "optim", "tokenizer", "accounting", "data", "generation", "training"},
-    "export": {"model", "optim", "tokenizer", "accounting", "data", "generation", "training"},
+    "export": {"model", "optim", "tokenizer", "accounting", "data", "generation", "training", "loaded"},
     "commands": {
         "experiments",
         "export",
@@ -27,9 +27,11 @@ MAY_IMPORT = {
         "generation",
         "training",
         "loaded",
+        "terminal",
     },
     "loaded": {"generation", "training"},
-    "cli": {"commands", "training"},
+    "terminal": set(),
+    "cli": {"commands", "training", "terminal"},
     "__main__": {"cli"},
     "__init__": {"loaded"},
 }
@@ -41,6 +43,7 @@ ONLY_IN = {
     "llvmlite": ("tokenizer/kernels/", "tokenizer/native.py"),
     "huggingface_hub": ("data/hub.py",),
     "safetensors": ("export/",),
+    "lm_eval": ("export/harness.py", "commands/generation.py"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -140,3 +140,41 @@ def score(
         f"loss {result.loss:.4f} nats per token, perplexity {result.perplexity:.2f}, "
         f"{result.bits_per_byte:.4f} bits per byte; {result.tokens:,} tokens, {result.bytes:,} bytes"
     )
+
+
+def evaluate(
+    tasks: list[str],
+    run: Path | None = None,
+    few_shots: int | None = None,
+    limit: int | None = None,
+    task_folder: Path | None = None,
+    json: bool = False,
+    device: Device = "auto",
+) -> None:
+    """Run tasks of EleutherAI's lm-evaluation-harness on a run.
+
+    Args:
+        tasks: names of the harness's tasks, for example lambada_openai.
+        run: run folder or checkpoint file; by default the newest run's best checkpoint.
+        few_shots: worked examples in each prompt; by default the task's own number.
+        limit: questions of each task; by default all.
+        task_folder: folder with YAML files of tasks, which are taken instead of the harness's own.
+        json: print JSON instead of a table.
+        device: where to run; auto takes a GPU where there is one.
+    """
+    from importlib.util import find_spec
+    from json import dumps
+
+    if find_spec("lm_eval") is None:
+        raise ValueError('this needs the package lm_eval; install it: pip install -e ".[eval]"')
+    if not tasks:
+        raise ValueError("there are 0 tasks; name at least one")
+    from lm_eval.utils import make_table
+
+    from lm.export.harness import evaluate
+    from lm.loaded import load
+
+    loaded = load(run, device)
+    print(f"evaluating {loaded.run.checkpoint}", file=sys.stderr)
+    results = evaluate(loaded, tasks, few_shots, limit, task_folder)
+    print(dumps(results["results"], indent=2) if json else make_table(results))
