@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 
 from lm.data.datamodule import TokenDataModule
+from lm.terminal import printable
 from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples
 from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
@@ -200,7 +201,7 @@ class LMCommandLine(LightningCLI):
         if not self.trainer.is_global_zero or self.trainer.state.status != TrainerStatus.FINISHED:
             return
         if self.samples.latest:
-            print(f"\nA story of this model:\n\n{self.samples.latest}\n")
+            print(f"\nA story of this model:\n\n{printable(self.samples.latest)}\n")
         print(f"{self._loss_line()}; {self.metrics.elapsed():.0f} s of training, {self.metrics.tokens:,} tokens")
         if log_dir is not None:
             print(f"run folder:  {Path(log_dir)}")

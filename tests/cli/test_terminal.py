@@ -1,0 +1,28 @@
+"""Text from a model, a file or an error never reaches the terminal as a command to it."""
+
+import unicodedata
+
+import pytest
+
+from lm.cli import main
+from lm.terminal import printable
+
+
+def test_controls_are_spelled_out_and_all_else_stays() -> None:
+    assert printable("a\x1b[2Jb\x07\r\x9b31m\x7f\x00") == "a\\x1b[2Jb\\x07\\r\\x9b31m\\x7f\\x00"
+    assert printable("\u202eevil\u2066") == "\\u202eevil\\u2066"
+    text = "Größe\t小猫 😀\n\u00a0\u3000\u200d"
+    assert printable(text) == text
+
+
+def test_no_control_character_gets_through() -> None:
+    everything = "".join(map(chr, range(0x110000)))
+    passed = {c for c in printable(everything) if unicodedata.category(c) == "Cc"}
+    assert passed == {"\n", "\t"}
+
+
+def test_error_lines_hold_no_escape_sequences(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "\x1b]0;owned\x07"]) == 2
+    error = capsys.readouterr().err
+    assert "\\x1b]0;owned" in error
+    assert "\x1b" not in error
