@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lm.terminal import printable
 from lm.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -67,14 +68,14 @@ def generate(
         if json:
             _print_json(rows, loaded.complete(rows, max_new_tokens, sampling, seed, stop or (), logprobs), logprobs)
         elif len(rows) == 1:
-            print(rows[0], end="", flush=True)
+            print(printable(rows[0]), end="", flush=True)
             for _, piece in loaded.stream(rows, max_new_tokens, sampling, seed, stop or ()):
-                print(piece, end="", flush=True)
+                print(printable(piece), end="", flush=True)
             print()
         else:
             completions = loaded.complete(rows, max_new_tokens, sampling, seed, stop or ())
             texts = [prompt + row.text for prompt, row in zip(rows, completions, strict=True)]
-            print(f"\n{END_OF_TEXT}\n".join(text.strip() for text in texts))
+            print(printable(f"\n{END_OF_TEXT}\n".join(text.strip() for text in texts)))
 
 
 def _lines() -> Iterator[list[str]]:

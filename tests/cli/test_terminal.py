@@ -1,6 +1,7 @@
 """Text from a model, a file or an error never reaches the terminal as a command to it."""
 
 import unicodedata
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,3 +27,20 @@ def test_error_lines_hold_no_escape_sequences(capsys: pytest.CaptureFixture[str]
     error = capsys.readouterr().err
     assert "\\x1b]0;owned" in error
     assert "\x1b" not in error
+
+
+@pytest.mark.parametrize("prompts", [["a"], ["a", "b"]], ids=["streamed", "several"])
+def test_models_text_holds_no_escape_sequences(
+    prompts: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "\x1b[31mred\n"
+    run = SimpleNamespace(
+        run=SimpleNamespace(checkpoint="best.ckpt"),
+        stream=lambda rows, *options: iter([(0, text)]),
+        complete=lambda rows, *options: [SimpleNamespace(text=text) for _ in rows],
+    )
+    monkeypatch.setattr("lm.loaded.load", lambda *arguments: run)
+    assert main(["generate", *prompts]) == 0
+    shown = capsys.readouterr().out
+    assert "\\x1b[31mred\n" in shown
+    assert "\x1b" not in shown
