@@ -127,7 +127,7 @@ def round_trips(count: int, seed: int = 0) -> dict[str, Any]:
     """Random byte strings, through encode and decode of a trained tokenizer.
 
     Half are random bytes, each taken as a character U+0000 to U+00FF; half are UTF-8 of characters of any plane. Many
-    strings, between special tokens, are encoded in one call.
+    strings, between special tokens, are encoded in one call, by plain Python and by compiled code in turn.
     """
     import numpy as np
 
@@ -135,7 +135,8 @@ def round_trips(count: int, seed: int = 0) -> dict[str, Any]:
     from lm.tokenizer import END_OF_TEXT
 
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = Ground(Path(folder)).tokenizer
+        ground = Ground(Path(folder))
+    tokenizer = ground.tokenizer
     rng, done, num_bytes, began = np.random.default_rng(seed), 0, 0, time.perf_counter()
     end = tokenizer.special_ids[END_OF_TEXT]
     while done < count:
@@ -145,7 +146,8 @@ def round_trips(count: int, seed: int = 0) -> dict[str, Any]:
         points += 0x800 * (points >= 0xD800)  # surrogates are no characters
         text = points.astype("<u4").tobytes().decode("utf-32-le")
         strings = [text[a:b] for a, b in pairwise(np.concatenate([[0], lengths.cumsum()]).tolist())]
-        ids = np.array(tokenizer.encode("".join(string + END_OF_TEXT for string in strings)))
+        encoder = (ground.tokenizer, ground.compiled)[rng.integers(2)]
+        ids = np.array(encoder.encode("".join(string + END_OF_TEXT for string in strings)))
         ends = np.flatnonzero(ids == end).tolist()
         if len(ends) != len(strings):
             raise SystemExit(f"{len(strings)} strings came back as {len(ends)}")

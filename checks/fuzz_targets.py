@@ -24,6 +24,8 @@ from lm.data.sampler import get_batch
 from lm.data.tokens import TokenFiles
 from lm.export.tokenizer_formats import GPT2_PATTERN, export_huggingface, export_tiktoken, read_tokenizer
 from lm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
+from lm.tokenizer.bpe import WARM_FROM
+from lm.tokenizer.layout import COMPILE_FROM
 from lm.training.runs import find_run
 
 PACKAGE = Path(lm.__file__).parent
@@ -47,6 +49,7 @@ class Ground:
 
     folder: Path
     tokenizer: Tokenizer = field(init=False)
+    compiled: Tokenizer = field(init=False)
     rival: tiktoken.Encoding = field(init=False)
     originals: dict[Path, bytes] = field(init=False, default_factory=dict)
 
@@ -59,6 +62,8 @@ class Ground:
         if code:
             raise BugError(f"the fuzzer's own training ended with exit code {code}")
         self.tokenizer = Tokenizer.from_folder(self.run / "tokenizer")
+        self.compiled = Tokenizer.from_folder(self.run / "tokenizer")
+        self.compiled.encoders(COMPILE_FROM)  # from now on it encodes all but short texts by compiled code
         export_huggingface(self.tokenizer, self.folder / "huggingface")
         export_tiktoken(self.tokenizer, self.folder / "own.tiktoken")
         specials = self.tokenizer.special_ids
@@ -127,6 +132,13 @@ def _same_as_rival(ground: Ground, text: str) -> None:
 
 def _text(ground: Ground, data: bytes) -> None:
     _same_as_rival(ground, data.decode("utf-8", errors="replace"))
+
+
+def _compiled(ground: Ground, data: bytes) -> None:
+    text = data.decode("utf-8", errors="replace") or "x"
+    text *= 2 + WARM_FROM // len(text)
+    ids = ground.rival.encode(text, allowed_special="all")
+    require(ground.compiled.encode(text) == ids, f"compiled code's ids of {data!r} are not tiktoken's")
 
 
 def _surrogates(ground: Ground, data: bytes) -> None:
@@ -261,6 +273,7 @@ class Target:
 
 _ALL = [
     Target("text", lambda ground: [SAMPLE.encode()], _text),
+    Target("compiled", lambda ground: [SAMPLE.encode()], _compiled),
     Target("surrogates", lambda ground: [SAMPLE.encode(), b"\xed\xa0\x80"], _surrogates),
     Target("ids", lambda ground: [np.arange(-2, 20, dtype="<i2").tobytes()], _ids),
     Target("text-file", lambda ground: [SAMPLE.encode() * 3], _text_file),
