@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -74,6 +75,8 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}; give a file of {LOGS}/version_N/checkpoints")
     try:
+        if not is_zipfile(path):
+            raise ValueError("it is cut off, or no zip archive as torch writes them")
         check_digest(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever damaged bytes lead the unpickler to
