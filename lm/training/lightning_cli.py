@@ -18,6 +18,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 
 from lm.data.datamodule import TokenDataModule
 from lm.terminal import printable
+from lm.training.allowed import require_allowed
 from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples
 from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
@@ -150,7 +151,9 @@ class LMCommandLine(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        if path := self.config[self.config["subcommand"]]["ckpt_path"]:
+        config = self.config[self.config["subcommand"]]
+        require_allowed(config["trainer"].as_dict())
+        if path := config["ckpt_path"]:
             load(Path(path))  # a missing or foreign file is refused before anything is built
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
