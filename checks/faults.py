@@ -31,15 +31,17 @@ class Campaign:
     Args:
         folder: empty; gets a folder for each run.
         seed: draws times and operations.
+        processes: of each run; with several, they train under DDP and are killed together.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, processes: int = 1) -> None:
         self.folder = folder
+        self.processes = processes
         self.rng = random.Random(seed)
         self.problems: list[str] = []
         whole = self.new("whole")
         began = time.perf_counter()
-        child = fork(fit(whole), whole)
+        child = fork(fit(whole, processes), whole)
         while stage(whole) not in ("starting", "training") and time.perf_counter() - began < 60:
             time.sleep(0.002)
         self.preparing = time.perf_counter() - began
@@ -72,9 +74,8 @@ class Campaign:
             folder = self.new(f"killed-{runs}")
             runs += 1
             while not is_over(folder):
-                early = stage(folder) not in ("starting", "training") and self.rng.random() < 0.7
-                child = fork(fit(folder), folder)
-                code = self._wait_or_kill(child, self.rng.uniform(0, self.preparing if early else 1.6 * self.seconds))
+                child = fork(fit(folder, self.processes), folder)
+                code = self._wait_or_kill(child, self._moment(folder))
                 if code != -signal.SIGKILL:
                     break
                 done += 1
@@ -87,6 +88,13 @@ class Campaign:
                 self.problems.append(f"{folder.name}: lost: {said[-300:]}")
         return {"kills": done, "runs": runs, "hit_during": stages}
 
+    def _moment(self, folder: Path) -> float:
+        """Seconds until a kill."""
+        if self.processes > 1:  # whose start takes longest
+            return self.rng.uniform(0.8 * self.preparing, 1.3 * self.seconds)
+        early = stage(folder) not in ("starting", "training") and self.rng.random() < 0.7
+        return self.rng.uniform(0, self.preparing if early else 1.6 * self.seconds)
+
     @staticmethod
     def _wait_or_kill(child: int, seconds: float) -> int:
         until = time.perf_counter() + seconds
@@ -95,7 +103,7 @@ class Campaign:
             if pid:
                 return os.waitstatus_to_exitcode(status)
             time.sleep(0.001)
-        os.kill(child, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
         return wait(child)
 
     def break_writes(self, count: int) -> dict[str, Any]:
@@ -166,25 +174,32 @@ def stage(folder: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m checks.faults", description=str(__doc__).splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="processes to kill")
+    parser.add_argument("--ddp_kills", type=int, default=0, help="pairs of processes under DDP to kill")
     parser.add_argument("--writes", type=int, default=60, help="file operations that fail")
     parser.add_argument("--seed", type=int, default=0, help="draws times and operations")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     options = parser.parse_args()
     began = time.perf_counter()
     results: dict[str, Any] = {"seed": options.seed}
-    with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(Path(folder).resolve(), options.seed)
-        if options.kills:
-            results["kills"] = campaign.kill(options.kills)
-        if options.writes:
+    problems: list[str] = []
+    for name, count, processes in (("kills", options.kills, 1), ("ddp_kills", options.ddp_kills, 2)):
+        if count:
+            with tempfile.TemporaryDirectory() as folder:
+                campaign = Campaign(Path(folder).resolve(), options.seed, processes)
+                results[name] = campaign.kill(count)
+                problems += campaign.problems
+    if options.writes:
+        with tempfile.TemporaryDirectory() as folder:
+            campaign = Campaign(Path(folder).resolve(), options.seed)
             results["writes"] = campaign.break_writes(options.writes)
+            problems += campaign.problems
     results["seconds"] = round(time.perf_counter() - began, 1)
-    results["problems"] = campaign.problems
-    print("\n".join(campaign.problems))
-    print(json.dumps({**results, "problems": len(campaign.problems)}))
+    results["problems"] = problems
+    print("\n".join(problems))
+    print(json.dumps({**results, "problems": len(problems)}))
     if options.output:
         save(options.output, results)
-    return 1 if campaign.problems else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,15 +42,19 @@ model:
   optimizer: {max_learning_rate: 1.0e-2, min_learning_rate: 1.0e-3, warmup_iters: 3}
 """
 LAST_STEP = 12
+ROOT = str(Path(__file__).parent.parent)
 
 
 def fork(work: Callable[[], int], folder: Path) -> int:
-    """Start `work` in a child, in `folder`, with what it prints in `folder`/said.txt; returns the process id."""
+    """Start `work` in a child with a group of its own, in `folder`; what it prints goes to said.txt. Returns its id."""
     sys.stdout.flush()
     sys.stderr.flush()
     if child := os.fork():
+        with suppress(ProcessLookupError, PermissionError):  # the child was faster
+            os.setpgid(child, child)
         return child
     try:
+        os.setpgid(0, 0)
         os.chdir(folder)
         said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1)
@@ -79,11 +84,15 @@ def newest_run(folder: Path) -> Run | None:
     return find_resumable(runs[-1])[0]
 
 
-def fit(folder: Path) -> Callable[[], int]:
-    """The command that goes on with what is there, as a user would give it."""
+def fit(folder: Path, processes: int = 1) -> Callable[[], int]:
+    """The command that goes on with what is there, as a user would give it; with several processes, under DDP."""
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     command = ["fit", "--resume"] if newest_run(folder) else ["fit", "--config", "config.yaml"]
-    return lambda: main(command)
+    if processes == 1:
+        return lambda: main(command)
+    # Lightning starts the other processes by the command line of the first, which must therefore be that of lm.
+    command += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
+    return lambda: os.execve(sys.executable, [sys.executable, "-m", "lm", *command], {**os.environ, "PYTHONPATH": ROOT})
 
 
 def is_over(folder: Path) -> bool:

@@ -167,6 +167,27 @@ RESUME = [
     Fault("training/module.py", "            torch.manual_seed(int(", "            (int(", "training"),
     Fault("training/metrics.py", '"tokens": self.tokens', '"tokens": 0', "training"),
 ]
+SAFETY = [
+    Fault(
+        "training/stopping.py",
+        "        if (batch_idx + 1) % trainer.accumulate_grad_batches:\n            return\n",
+        "",
+        "e2e/test_whole_line.py::test_killed_and_resumed_run_ends_bit_equal",
+    ),
+    Fault("training/files.py", "        os.replace(temporary, path)\n", "", "training/test_files.py"),
+    Fault("training/files.py", "if comment.startswith(_MARK) and", "if not comment and", "training/test_files.py"),
+    Fault("training/runs.py", "newest = max(steps", "newest = min(steps", "training/test_runs.py"),
+    Fault("training/runs.py", "weights_only=True, mmap=True", "weights_only=False, mmap=True", "training/test_runs.py"),
+    Fault(
+        "data/tokens.py",
+        "if sampled_sha256(path) != expected.sampled_sha256:",
+        "if len(sampled_sha256(path)) != len(expected.sampled_sha256):",
+        "data/test_tokens.py",
+    ),
+    Fault("data/digests.py", 'digest.update(f"{size} ".encode())', "pass", "data/test_tokens.py"),
+    Fault("data/overlap.py", "int(counts[found].sum())", "int(found.sum())", "data/test_overlap.py"),
+    Fault("data/hub.py", "if digest != etag:", "if len(digest) != len(etag):", "data/test_sources.py"),
+]
 TOKENIZER = [
     Fault("tokenizer/pretokenize.py", r"""+|\s+(?!\S)|\s+")""", r"""+|\s+")""", "tokenizer"),
     Fault(
@@ -221,6 +242,7 @@ FAULTS = {
     "optimization": OPTIMIZATION,
     "data": DATA,
     "resume": RESUME,
+    "safety": SAFETY,
     "tokenizer": TOKENIZER,
     "generation": GENERATION,
     "accounting": ACCOUNTING,
