@@ -21,7 +21,10 @@ class LoadedRun:
         self.run, self.device = run, device
         self.tokenizer = self.run.load_tokenizer()
         self.model = self.run.load_model(self.device)
-        self.decoder = Decoder(self.model, torch.bfloat16 if self.device == "cuda" else None)
+        # Tried on CPUs and CUDA only, so Apple's GPUs go the plain way.
+        self.reader = (
+            self.model if device == "mps" else Decoder(self.model, torch.bfloat16 if device == "cuda" else None)
+        )
 
     def generate(
         self,
@@ -45,7 +48,7 @@ class LoadedRun:
     ) -> list[Completion]:
         """What each prompt's row writes; arguments and errors as in `lm.generation.stream_text`."""
         with self.precision():
-            return complete(self.decoder, self.tokenizer, prompts, max_new_tokens, sampling, seed, stop, logprobs)
+            return complete(self.reader, self.tokenizer, prompts, max_new_tokens, sampling, seed, stop, logprobs)
 
     def stream(
         self,
@@ -57,7 +60,7 @@ class LoadedRun:
     ) -> Iterator[tuple[int, str]]:
         """(row, piece) as they come; see `lm.generation.stream_text`."""
         with self.precision():
-            yield from stream_text(self.decoder, self.tokenizer, prompts, max_new_tokens, sampling, seed, stop)
+            yield from stream_text(self.reader, self.tokenizer, prompts, max_new_tokens, sampling, seed, stop)
 
     def score(self, text: str, stride: int | None = None) -> Score:
         """Loss, perplexity and bits per byte of a text; see `lm.generation.score.token_logprobs`."""

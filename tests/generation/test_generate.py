@@ -1,7 +1,10 @@
 """Cached, batched, sliding generation against a naive loop without a cache."""
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import torch
 
 from lm.generation import Decoder, SamplingConfig, draw, fit_window, generate
+from lm.generation.batch import Batch
 from lm.model import ModelConfig, TransformerLM
 
 CONTEXT = 12
@@ -78,6 +82,51 @@ def test_two_generations_at_once_do_not_share_a_cache():
     one, two = (generate(decoder, [[1, 2]], 10, LIVELY, seed=3) for _ in range(2))
     both = list(zip(one, two, strict=True))
     assert rows_of(step for step, _ in both) == rows_of(step for _, step in both) == alone
+
+
+class FakeGraph:
+    """Runs again what it recorded, as a CUDA graph does."""
+
+    recorded: Callable[[], None]
+
+    def replay(self) -> None:
+        self.recorded()
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize("sampling", [GREEDY, PENALIZED])
+def test_recorded_steps(works: bool, sampling: SamplingConfig, monkeypatch: pytest.MonkeyPatch):
+    """The logic around CUDA graphs, without CUDA: a recording leaves no trace, and all slots are attended to."""
+    model = build()
+    expected = rows_of(generate(model, PROMPTS, 30, sampling, seed=2))
+    recorded = []
+
+    @contextlib.contextmanager
+    def record(graph: FakeGraph) -> Iterator[None]:
+        if not works:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        batch = sys._getframe(2).f_locals["self"]
+        graph.recorded = lambda: batch._step(batch.cache.max_length)
+        recorded.append(graph)
+        yield
+
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    init = Batch.__init__
+
+    def may_record(self: Batch, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.may_record = True
+
+    monkeypatch.setattr(Batch, "__init__", may_record)
+    decoder = Decoder(model)
+    for _ in range(2):
+        assert rows_of(generate(decoder, PROMPTS, 30, sampling, seed=2)) == expected
+    assert len(recorded) == int(works)  # once for both generations
 
 
 def test_logprobs_are_the_models_own():
