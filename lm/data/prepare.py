@@ -101,6 +101,8 @@ def _encode(
     workers: int | None,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    for left_behind in folder.glob(".*.tmp"):  # by a process that was killed
+        left_behind.unlink()
     splits = {}
     for split, path in text.splits.items():
         log.info("encoding %s", path)

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lm.data.datamodule import TokenDataModule
 from lm.terminal import printable
@@ -25,7 +26,7 @@ from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
 from lm.training.progress import StepProgress
 from lm.training.runs import LOGS, find_resumable, find_run, load
-from lm.training.stopping import CheckpointFiles, LastCheckpoint
+from lm.training.stopping import SIGNALED, CheckpointFiles, LastCheckpoint
 
 USAGE = {
     "fit": "python -m lm fit [--resume] [--config FILE ...] [--KEY VALUE ...]",
@@ -55,7 +56,11 @@ def run(command: str, arguments: list[str], description: str) -> int:
     sys.argv[1:] = [command, *arguments]  # Lightning starts further processes of a machine with these
     try:
         LMCommandLine(command, description)
+    except SIGTERMException:  # Lightning's word where training has not begun
+        return SIGNALED + signal.SIGTERM
     except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
         return stop.code if isinstance(stop.code, int) else 1
     finally:
         if torch.distributed.is_initialized():  # gloo's threads abort an interpreter that ends before them

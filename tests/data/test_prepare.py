@@ -142,8 +142,18 @@ def test_cut_off_encoding_leaves_no_meta_and_is_done_again(folder: Path, monkeyp
             prepare_text()
     assert list(folder.glob("data/*/tokens-*/train.npy"))
     assert not list(folder.rglob("meta.json"))
+    next(folder.glob("data/*/tokens-*")).joinpath(".train.npy.99999.tmp").touch()  # as kill -9 leaves it
     prepared = prepare_text()
+    assert not list(folder.rglob("*.tmp"))
     assert TokenFiles(prepared.tokens).meta.valid.documents == 8
+
+
+def test_shared_documents_are_counted_and_said(folder: Path) -> None:
+    overlap = TokenFiles(prepare_text().tokens).meta.overlap
+    assert overlap is not None
+    assert overlap.startswith("7 of 8 validation documents are in the training text too")
+    Path("valid.txt").write_text("Another story.", encoding="utf-8")
+    assert TokenFiles(prepare_text().tokens).meta.overlap is None
 
 
 def test_damaged_memory_of_digests_is_made_anew(folder: Path) -> None:

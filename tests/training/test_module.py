@@ -11,49 +11,19 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.loggers.logger import Logger
 from torch import Tensor
 from torch.nn import functional
 
-from lm.accounting import moments
-from lm.data import TokenDataModule
 from lm.data.sources import StoryCorpus
 from lm.data.tokens import SplitMeta
 from lm.model import ModelConfig
 from lm.training import LanguageModel, OptimizerConfig
-from lm.training.memory import MemoryAdvice, what_fits
 from lm.training.metrics import DivergedError, Metrics, loss_metrics
-from lm.training.spikes import Spikes
-from lm.training.stopping import CheckpointFiles, LastCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")  # Lightning 2.6 on torch 2.13
 
 NET = ModelConfig(vocab_size=280, context_length=16, d_model=16, num_layers=1, num_heads=2)
 OPTIMIZER = OptimizerConfig(max_learning_rate=1e-2, min_learning_rate=1e-3, warmup_iters=2)
-
-
-class Memory(Logger):
-    """Keeps every figure that is logged, by name and step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.figures: dict[str, dict[int, float]] = {}
-
-    @property
-    def name(self) -> str:
-        return "memory"
-
-    @property
-    def version(self) -> int:
-        return 0
-
-    def log_hyperparams(self, *arguments: Any, **options: Any) -> None:
-        pass
-
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        assert step is not None
-        for name, value in metrics.items():
-            self.figures.setdefault(name, {})[step] = value
 
 
 class Call(Callback):
@@ -67,61 +37,9 @@ class Call(Callback):
         self.function(pl_module)
 
 
-@pytest.fixture(scope="session")
-def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("training_data")
-
-
-@pytest.fixture
-def data(data_folder: Path) -> Callable[..., TokenDataModule]:
-    """Makes a data module; options as for TokenDataModule."""
-
-    def make(**changes: Any) -> TokenDataModule:
-        options: dict[str, Any] = {
-            "stories": StoryCorpus(train_bytes=20_000, valid_bytes=3_000),
-            "vocab_size": NET.vocab_size,
-            "context_length": NET.context_length,
-            "batch_size": 8,
-            "data_dir": data_folder / "data",
-            "tokenizers_dir": data_folder / "tokenizers",
-            "workers": 1,
-        }
-        return TokenDataModule(**{**options, **changes})
-
-    return make
-
-
 def make_model(optimizer: OptimizerConfig = OPTIMIZER, kind: type[LanguageModel] = LanguageModel) -> LanguageModel:
     seed_everything(0, verbose=False)
     return kind(NET, optimizer)
-
-
-@pytest.fixture
-def trainer(tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes a Trainer that logs to a Memory and writes nothing, or that saves checkpoints in its folder."""
-    torch.set_num_threads(1)
-
-    def make(
-        *callbacks: Callback, max_steps: int = 6, eval_every: int = 100, saves: bool = False, **options: Any
-    ) -> Trainer:
-        return Trainer(
-            accelerator="cpu",
-            devices=1,
-            max_steps=max_steps,
-            max_epochs=-1,
-            val_check_interval=eval_every,
-            check_val_every_n_epoch=None,
-            num_sanity_val_steps=0,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            enable_checkpointing=saves,
-            logger=not saves and Memory(),
-            callbacks=[*callbacks],
-            default_root_dir=tmp_path,
-            **options,
-        )
-
-    return make
 
 
 def test_learning_rate_of_each_step_follows_the_schedule_by_hand(data: Any, trainer: Any) -> None:
@@ -264,67 +182,6 @@ def test_loss_that_is_no_number_ends_the_run(data: Any, trainer: Any, monkeypatc
     first = re.search(message, str(caught.value))
     assert first is not None
     assert int(first[1]) == files.train_dataloader().starts(0)[0]
-
-
-def test_diverged_model_is_not_saved_between_logged_steps(data: Any, trainer: Any, tmp_path: Path) -> None:
-    def spoil(module: LanguageModel) -> None:
-        if module.global_step == 3:
-            next(module.net.parameters()).grad.fill_(math.inf)  # type: ignore[union-attr]
-
-    callbacks = (Metrics(every=100), LastCheckpoint(2), Call(spoil))
-    run = trainer(*callbacks, plugins=[CheckpointFiles()], max_steps=8, saves=True)
-    with pytest.raises(DivergedError, match="at step 4 the gradient norm is .*came at step 4"):
-        run.fit(make_model(), datamodule=data())
-    assert torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
-
-
-def test_loss_spikes_are_said_and_marked(
-    data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    module = make_model()
-    means = iter([3.0 - 0.01 * i + 0.02 * (i % 3) for i in range(24)] + [4.5, 2.76])
-    monkeypatch.setattr(module, "pop_train_loss", lambda: next(means))
-    metrics = Metrics(every=1)
-    run = trainer(metrics, max_steps=26)
-    run.fit(module, datamodule=data())
-    assert list(run.logger.figures["train/spike"]) == [25]
-    assert run.logger.figures["train/spike"][25] > 6
-    assert "loss spike at step 25: 4.5000" in caplog.text
-    restored = Metrics(every=1)
-    restored.load_state_dict(metrics.state_dict())
-    assert restored.spikes == metrics.spikes
-
-
-def test_smooth_falling_and_noisy_curves_have_no_spikes() -> None:
-    noise = np.random.default_rng(0).normal(size=2000)
-    for size in (0.0, 0.01, 0.1):
-        spikes = Spikes()
-        assert not [i for i in range(2000) if spikes.add(2 + 7 * math.exp(-i / 100) + size * noise[i]) is not None]
-
-
-def test_out_of_memory_says_what_fits() -> None:
-    mib = 2**20
-    at = moments(NET, 16, "float32")
-    free = max(line.at(5) for line in at.values())
-    line = what_fits(NET, 16, "float32", rows=32, accumulate=2, free=free)
-    assert "with 16 sequences at a time; by the account 5 fit" in line
-    assert "set trainer.accumulate_grad_batches to 8, which changes no result" in line
-    assert "lower model.net.context_length" in what_fits(NET, 16, "float32", rows=32, accumulate=1, free=mib)
-
-
-def test_out_of_memory_ends_in_that_line(data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**31))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
-    for place, message in (("training_step", "with 4 sequences at a time"), ("validation_step", "lower data.valid_")):
-        module, advice = make_model(), MemoryAdvice()
-        monkeypatch.setattr(module, place, fail)
-        with pytest.raises(torch.OutOfMemoryError):
-            trainer(advice, eval_every=2, accumulate_grad_batches=2).fit(module, datamodule=data())
-        assert advice.line.startswith("out of memory on cpu ")
-        assert message in advice.line
 
 
 def test_loss_metrics_by_hand() -> None:
