@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -56,6 +57,7 @@ def huggingface(text: str, vocab_size: int, threads: int) -> object:
 TRAINERS: dict[str, Callable[[str, int, int], object]] = {
     "lm": ours, "gigatoken": gigatoken, "gigabpe": gigabpe, "HF tokenizers": huggingface,
 }  # fmt: skip
+INSTALLED_AS: dict[str, str] = {"HF tokenizers": "tokenizers"}
 # Whole processes, as a user would write them: OUT is a folder.
 SCRIPTS = {
     "lm": "import sys; from lm.cli import main; sys.exit(main(['train-tokenizer', TEXT, OUT + '/tokenizer', "
@@ -121,6 +123,7 @@ def main() -> None:
         work(*options.worker)
         return
     rows = []
+    options.trainers = [name for name in options.trainers if find_spec(INSTALLED_AS.get(str(name), str(name)))]
     texts = [(options.tinystories, 10_000), (options.web, 32_000)]
     for source, vocab_size in [pair for pair in texts if pair[0]]:
         for size in options.megabytes:

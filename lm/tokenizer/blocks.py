@@ -1,16 +1,32 @@
 """Spans of files as bytes in a buffer that slides along, checked to be UTF-8."""
 
+import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
-from lm.tokenizer.layout import LOOK_AHEAD, PADDING
+from lm.tokenizer.layout import ENTRY, LOOK_AHEAD, PADDING
 from lm.tokenizer.native import kernels
 from lm.tokenizer.pretokenize import Errors, Span, read_text
 
 Bytes = npt.NDArray[np.uint8]
+LARGE_PAGE = 2 << 20  # bytes
 BLOCK = 1 << 20  # bytes of text in a buffer: they stay in the processor's cache while they are worked on
+
+
+def new_table(num_entries: int) -> npt.NDArray[np.uint64]:
+    """An empty table, in large pages where the system has them: tables are read all over."""
+    size = 8 * ENTRY * num_entries
+    if size < LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(ENTRY * num_entries, np.uint64)
+    memory = mmap.mmap(-1, size + LARGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    table = np.frombuffer(memory, np.uint64)
+    start = -table.ctypes.data % LARGE_PAGE // 8
+    return table[start : start + ENTRY * num_entries]
 
 
 class SpecialArrays:

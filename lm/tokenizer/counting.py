@@ -15,7 +15,7 @@ from threading import Event, Lock, Thread
 import numpy as np
 from tqdm import tqdm
 
-from lm.tokenizer.blocks import BlockReader, Bytes, SpecialArrays
+from lm.tokenizer.blocks import BlockReader, Bytes, SpecialArrays, new_table
 from lm.tokenizer.layout import (
     ARENA_USED,
     ENTRY,
@@ -41,8 +41,7 @@ class Counts:
 
     def __init__(self, shorts: int = 0, longs: int = 0, num_bytes: int = 0) -> None:
         """Empty tables with room for so many pre-tokens, and so many bytes of those above 16."""
-        self._short = np.zeros(ENTRY * _entries(shorts), np.uint64)
-        self._long = np.zeros(ENTRY * _entries(longs), np.uint64)
+        self._short, self._long = new_table(_entries(shorts)), new_table(_entries(longs))
         self._arena = np.empty(max(num_bytes, FIRST_ARENA) + PADDING, np.uint8)
         self._used = np.zeros(NUM_USED, np.int64)
 

@@ -9,7 +9,7 @@ from threading import Event, Lock, Thread
 import numpy as np
 import numpy.typing as npt
 
-from lm.tokenizer.blocks import BlockReader, SpecialArrays
+from lm.tokenizer.blocks import BlockReader, SpecialArrays, new_table
 from lm.tokenizer.bpe import PreTokenEncoder
 from lm.tokenizer.layout import (
     ARENA_USED,
@@ -35,8 +35,8 @@ from lm.tokenizer.layout import (
 from lm.tokenizer.native import kernels
 from lm.tokenizer.pretokenize import END_OF_TEXT, EncodedChunk, Errors, Span
 
-FIRST_SHORT, MOST_SHORT = 1 << 14, 1 << 20  # entries; what fills the largest tables is forgotten
-FIRST_LONG, MOST_LONG = 1 << 12, 1 << 18
+FIRST_SHORT, MOST_SHORT = 1 << 16, 1 << 20  # entries; what fills the largest tables is forgotten
+FIRST_LONG, MOST_LONG = 1 << 14, 1 << 18
 GROWTH = 2
 CHUNK = 1 << 21  # ids are handed on when there are about so many
 
@@ -46,7 +46,9 @@ class Merges:
 
     Attributes:
         byte_ids: (256,) ids of the single bytes.
-        pairs: an open-addressing table from two ids to the rank of their merge.
+        pairs: an open-addressing table from two ids to the rank of their merge; a byte of the hash stands above it.
+        pair_keys: the two ids of each rank, in one number.
+        first_product: id of the first merge's token, if the others' follow; else -1.
         byte_ranks: (65536,) ranks of the merges of two bytes.
         products: ids of the merges' tokens, by rank.
         specials, special_ids: the special tokens, and their ids in the same order.
@@ -58,10 +60,14 @@ class Merges:
     def __init__(self, plain: PreTokenEncoder, special_ids: dict[str, int], vocab_size: int) -> None:
         lefts, rights = np.array(list(plain.ranks), np.int32).reshape(-1, 2).T.copy()
         self.byte_ids = np.array(plain.byte_ids, np.int32)
-        self.pairs = np.full(1 << (2 * len(plain.ranks) + 1).bit_length(), NO_PAIR, np.uint64)
+        self.pairs = np.full(1 << (2 * len(plain.ranks) + 1).bit_length(), NO_PAIR, np.uint32)
+        self.pair_keys = np.empty(len(plain.ranks), np.uint64)
         self.byte_ranks = np.empty(1 << 16, np.int32)
-        kernels().fill_pairs(lefts, rights, self.byte_ids, self.pairs, self.byte_ranks)
+        kernels().fill_pairs(lefts, rights, self.byte_ids, self.pairs, self.pair_keys, self.byte_ranks)
         self.products = np.array(plain.products, np.int32)
+        first = plain.products[0] if plain.products else 0
+        in_order = plain.products == list(range(first, first + len(plain.products)))
+        self.first_product = first if in_order else -1
         self.specials = SpecialArrays(list(special_ids))
         tokens = self.specials.tokens
         self.special_ids = np.array([special_ids[token] for token in tokens], np.int64)
@@ -75,8 +81,7 @@ class Encoder:
 
     def __init__(self, merges: Merges) -> None:
         self._merges = merges
-        self._short = np.zeros(ENTRY * FIRST_SHORT, np.uint64)
-        self._long = np.zeros(ENTRY * FIRST_LONG, np.uint64)
+        self._short, self._long = new_table(FIRST_SHORT), new_table(FIRST_LONG)
         self._arena, self._many = _arenas(FIRST_SHORT)
         self._used = np.zeros(NUM_USED, np.int64)
         self._scratch = (
@@ -138,8 +143,8 @@ class Encoder:
             at = kernels().encode_block(
                 data, at, filled, is_final, specials.longest, kernels().kinds, specials.firsts, specials.bytes,
                 specials.starts, merges.special_ids, merges.end_of_text, merges.byte_ids, merges.byte_ranks,
-                merges.pairs, merges.products, *self._scratch, self._short, self._long, self._arena,
-                self._many, out, merges.wide, used,
+                merges.pairs, merges.pair_keys, merges.first_product, merges.products, *self._scratch,
+                self._short, self._long, self._arena, self._many, out, merges.wide, used,
             )  # fmt: skip
             if used[STATUS] == MORE_TEXT:
                 return at
@@ -159,7 +164,7 @@ class Encoder:
             short[:] = long[:] = 0
             used[[SHORT_USED, LONG_USED, ARENA_USED, MANY_USED]] = 0
             return
-        self._short, self._long = (np.zeros(GROWTH * len(table), np.uint64) for table in (short, long))
+        self._short, self._long = (new_table(GROWTH * len(table) // ENTRY) for table in (short, long))
         kernels().move_entries(short, long, self._short, self._long)
         arena, many = self._arena, self._many
         self._arena, self._many = _arenas(len(self._short) // ENTRY)

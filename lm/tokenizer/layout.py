@@ -32,10 +32,10 @@ NUM_BYTES = 256
 FALL = 4  # the heap's threshold falls by this factor whenever it is empty
 FIRST_FALL = 64  # and starts so far below the largest count
 
-# A pair of ids and its rank share a number. So do up to four ids of 16 bits, or two wider ones.
+# A part of the hash of a pair of ids shares a number with its rank. So do up to four ids of 16 bits, or two wider ones.
 ID_BITS, RANK_BITS = 20, 24
 MOST_IDS, MOST_MERGES = 1 << ID_BITS, 1 << RANK_BITS
-NO_PAIR = (1 << 64) - 1
+NO_PAIR = (1 << 32) - 1
 NO_RANK = 1 << 30
 INLINE_NARROW, INLINE_WIDE = 4, 2
 LONGEST_KEPT = 64  # bytes of a pre-token that is remembered

@@ -45,42 +45,59 @@ from lm.tokenizer.layout import (
     WORD_END,
 )
 
-FREE = U(NO_PAIR)
-RANK_MASK = U((1 << RANK_BITS) - 1)
+RANK_MASK = (1 << RANK_BITS) - 1
+TAG_SHIFT = U(20)  # of the hash's bits, those that a slot does not show
 
 
 @inline
-def pair_slot(pairs: Any, left: Any, right: Any) -> Any:
-    """Where the pair's entry is, or the free one where it would go."""
+def rank_of(pairs: Any, pair_keys: Any, left: Any, right: Any) -> Any:
+    """The rank of a pair of ids; NO_RANK if they do not merge."""
     key = U(left) << U(ID_BITS) | U(right)
+    hashed = key * MULTIPLIER
+    tag = np.int64(hashed >> TAG_SHIFT & U(0xFF))
     mask = pairs.size - 1
-    slot = np.int64((key * MULTIPLIER) >> (U(64) - U(trailing_zeros(U(pairs.size)))))
-    while pairs[U(slot)] != FREE and pairs[U(slot)] >> U(RANK_BITS) != key:
+    slot = np.int64(hashed >> (U(64) - U(trailing_zeros(U(pairs.size)))))
+    while True:
+        entry = np.int64(pairs[U(slot)])
+        if entry == NO_PAIR:
+            return np.int64(NO_RANK)
+        rank = entry & RANK_MASK
+        if entry >> RANK_BITS == tag and pair_keys[U(rank)] == key:
+            return rank
         slot = (slot + 1) & mask
-    return slot
 
 
-@inline
-def rank_of(pairs: Any, left: Any, right: Any) -> Any:
-    entry = pairs[U(pair_slot(pairs, left, right))]
-    return np.int64(NO_RANK) if entry == FREE else np.int64(entry & RANK_MASK)
-
-
-@kernel("int64(int32[::1], int32[::1], int32[::1], uint64[::1], int32[::1])")
-def fill_pairs(lefts: Any, rights: Any, byte_ids: Any, pairs: Any, byte_ranks: Any) -> Any:
-    """Enter pairs in the order of their ranks: both ids and the rank in one number; and the ranks of pairs of bytes."""
+@kernel("int64(int32[::1], int32[::1], int32[::1], uint32[::1], uint64[::1], int32[::1])")
+def fill_pairs(lefts: Any, rights: Any, byte_ids: Any, pairs: Any, pair_keys: Any, byte_ranks: Any) -> Any:
+    """Enter pairs in the order of their ranks: a byte of the hash with the rank; and the ranks of pairs of bytes."""
+    shift = U(64) - U(trailing_zeros(U(pairs.size)))
+    mask = pairs.size - 1
     for rank in range(lefts.size):
-        left, right = np.int64(lefts[U(rank)]), np.int64(rights[U(rank)])
-        key = U(left) << U(ID_BITS) | U(right)
-        pairs[U(pair_slot(pairs, left, right))] = key << U(RANK_BITS) | U(rank)
+        key = U(lefts[U(rank)]) << U(ID_BITS) | U(rights[U(rank)])
+        hashed = key * MULTIPLIER
+        slot = np.int64(hashed >> shift)
+        while pairs[U(slot)] != NO_PAIR:
+            slot = (slot + 1) & mask
+        pair_keys[U(rank)] = key
+        pairs[U(slot)] = np.uint32(np.int64(hashed >> TAG_SHIFT & U(0xFF)) << RANK_BITS | rank)
     for two in range(byte_ranks.size):
-        byte_ranks[U(two)] = rank_of(pairs, byte_ids[U(two >> 8)], byte_ids[U(two & 0xFF)])
+        byte_ranks[U(two)] = rank_of(pairs, pair_keys, byte_ids[U(two >> 8)], byte_ids[U(two & 0xFF)])
     return lefts.size
 
 
 @inline
 def merge_word(
-    data: Any, at: Any, size: Any, byte_ids: Any, byte_ranks: Any, pairs: Any, products: Any, ids: Any, ranks: Any
+    data: Any,
+    at: Any,
+    size: Any,
+    byte_ids: Any,
+    byte_ranks: Any,
+    pairs: Any,
+    pair_keys: Any,
+    first_product: Any,
+    products: Any,
+    ids: Any,
+    ranks: Any,
 ) -> Any:
     """Merge by lowest rank, the leftmost first; `ids` becomes the ids, whose number is returned."""
     for i in range(size):
@@ -96,15 +113,15 @@ def merge_word(
                 best, place = rank, np.int64(i)
         if best == NO_RANK:
             break
-        ids[U(place)] = products[U(best)]
+        ids[U(place)] = first_product + best if first_product >= 0 else products[U(best)]
         number -= 1
         for i in range(place + 1, number):
             ids[U(i)] = ids[U(i + 1)]
             ranks[U(i - 1)] = ranks[U(i)]
         if place > 0:
-            ranks[U(place - 1)] = rank_of(pairs, ids[U(place - 1)], ids[U(place)])
+            ranks[U(place - 1)] = rank_of(pairs, pair_keys, ids[U(place - 1)], ids[U(place)])
         if place < number - 1:
-            ranks[U(place)] = rank_of(pairs, ids[U(place)], ids[U(place + 1)])
+            ranks[U(place)] = rank_of(pairs, pair_keys, ids[U(place)], ids[U(place + 1)])
     return number
 
 
@@ -144,14 +161,14 @@ def packed(ids: Any, count: Any, many: Any, used: Any, wide: Any) -> Any:
 
 @kernel(
     "int64(uint8[::1], int64, int64, int64, int64, uint8[::1], uint8[::1], uint8[::1], int64[::1], int64[::1], int64, "
-    "int32[::1], int32[::1], uint64[::1], int32[::1], int64[::1], uint64[::1], int64[::1], int32[::1], int32[::1], "
-    "uint64[::1], uint64[::1], uint8[::1], int32[::1], uint8[::1], int64, int64[::1])"
+    "int32[::1], int32[::1], uint32[::1], uint64[::1], int64, int32[::1], int64[::1], uint64[::1], int64[::1], "
+    "int32[::1], int32[::1], uint64[::1], uint64[::1], uint8[::1], int32[::1], uint8[::1], int64, int64[::1])"
 )
 def encode_block(
     data: Any, at: Any, filled: Any, is_final: Any, longest: Any, kinds: Any, special_firsts: Any, special_bytes: Any,
-    special_starts: Any, special_ids: Any, end_of_text: Any, byte_ids: Any, byte_ranks: Any, pairs: Any, products: Any,
-    starts: Any, keys: Any, slots: Any, ids: Any, ranks: Any, short: Any, long: Any, arena: Any, many: Any, out: Any,
-    wide: Any, used: Any,
+    special_starts: Any, special_ids: Any, end_of_text: Any, byte_ids: Any, byte_ranks: Any, pairs: Any,
+    pair_keys: Any, first_product: Any, products: Any, starts: Any, keys: Any, slots: Any, ids: Any, ranks: Any,
+    short: Any, long: Any, arena: Any, many: Any, out: Any, wide: Any, used: Any,
 ) -> Any:  # fmt: skip
     """Write the ids of text from `at` on; returns where it stopped, and says in `used` for want of what."""
     limit = filled if is_final else max(at, filled - longest - LOOK_AHEAD)
@@ -186,7 +203,19 @@ def encode_block(
                     if short[U(entry)] == ZERO:
                         begin = starts[U(i)]
                         size = starts[U(i + 1)] - begin
-                        count = merge_word(data, begin, size, byte_ids, byte_ranks, pairs, products, ids, ranks)
+                        count = merge_word(
+                            data,
+                            begin,
+                            size,
+                            byte_ids,
+                            byte_ranks,
+                            pairs,
+                            pair_keys,
+                            first_product,
+                            products,
+                            ids,
+                            ranks,
+                        )
                         enter_short(short, used, entry, key, key_2)
                         short[U(entry + 2)] = packed(ids, count, many, used, wide)
                         short[U(entry + 3)] = U(count)
@@ -202,13 +231,27 @@ def encode_block(
                 if size <= LONGEST_KEPT:
                     entry = find_long(long, -1 - slot, key, data, begin, size, arena)
                     if long[U(entry + 3)] == ZERO:
-                        count = merge_word(data, begin, size, byte_ids, byte_ranks, pairs, products, ids, ranks)
+                        count = merge_word(
+                            data,
+                            begin,
+                            size,
+                            byte_ids,
+                            byte_ranks,
+                            pairs,
+                            pair_keys,
+                            first_product,
+                            products,
+                            ids,
+                            ranks,
+                        )
                         enter_long(long, used, entry, key, data, begin, size, arena)
                         long[U(entry + 2)] = U(keep_ids(ids, count, many, used)) << U(8) | U(count)
                     value = long[U(entry + 2)]
                     place = write_ids(many, np.int64(value >> U(8)), np.int64(value & U(0xFF)), out, place, wide)
                 elif size <= LONGEST_MERGED:
-                    count = merge_word(data, begin, size, byte_ids, byte_ranks, pairs, products, ids, ranks)
+                    count = merge_word(
+                        data, begin, size, byte_ids, byte_ranks, pairs, pair_keys, first_product, products, ids, ranks
+                    )
                     place = write_ids(ids, 0, count, out, place, wide)
                 else:
                     used[OUT_USED], used[WORD_END] = place, starts[U(i + 1)]

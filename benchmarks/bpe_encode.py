@@ -1,0 +1,228 @@
+"""Encoding files against the fastest rivals: python -m benchmarks.bpe_encode --tokenizers FOLDER ... --texts FILE ...
+
+Cold: one pass in a fresh process, from a text file to a file of uint16 ids with an end-of-text id for each separator;
+loading the tokenizer is not counted. Steady: the second of two texts that share no documents, in a process that has
+encoded the first. Every encoder runs in processes of its own, in turns, and what it wrote is compared with ours.
+`pip install -e ".[bench]"` installs the rivals.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import median, save
+
+END_OF_TEXT = "<|endoftext|>"
+Encode = Callable[[Path, Path], object]  # from a text file to a token file
+
+
+def ours(folder: Path, threads: int) -> Encode:
+    from lm.data.encode import encode_file
+    from lm.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(folder)
+    tokenizer.encoders(1 << 30)
+    return lambda text, out: encode_file(tokenizer, text, out, num_workers=threads)
+
+
+def _end_of_text_id(folder: Path) -> int:
+    return json.loads((folder / "vocab.json").read_text(encoding="utf-8"))[END_OF_TEXT]
+
+
+def _with_separators(ids: np.ndarray, sizes: np.ndarray, end_of_text: int, out: Path) -> None:
+    """Write documents' ids with an end-of-text id between two of them."""
+    ends = np.cumsum(sizes)[:-1]
+    whole = np.empty(len(ids) + len(ends), np.uint16)
+    separators = ends + np.arange(len(ends))
+    ordinary = np.ones(len(whole), bool)
+    ordinary[separators] = False
+    whole[separators] = end_of_text
+    whole[ordinary] = ids
+    np.save(out, whole)
+
+
+def gigatoken(folder: Path, threads: int) -> Encode:
+    import awkward
+    import gigatoken as rival
+
+    tokenizer = rival.Tokenizer(str(folder / "tokenizer.json"))
+    end_of_text = _end_of_text_id(folder)
+
+    def alone(text: Path, out: Path) -> None:
+        np.save(out, tokenizer.encode(text.read_bytes()).astype(np.uint16))
+
+    def together(text: Path, out: Path) -> None:
+        source = rival.TextFileSource([str(text)], separator=END_OF_TEXT)
+        documents = tokenizer.encode_files(source, parallel=True)
+        ids, sizes = awkward.to_numpy(awkward.flatten(documents)), awkward.to_numpy(awkward.num(documents))
+        _with_separators(ids, sizes, end_of_text, out)
+
+    return alone if threads == 1 else together
+
+
+def snaptokens(folder: Path, threads: int) -> Encode:
+    from snaptokens import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end_of_text = _end_of_text_id(folder)
+
+    def encode(text: Path, out: Path) -> None:
+        documents = text.read_text(encoding="utf-8").split(END_OF_TEXT)
+        ids, offsets = tokenizer.encode_batch_flat(documents)
+        width = np.uint32 if len(offsets) == 4 * (len(documents) + 1) else np.uint64
+        sizes = np.diff(np.frombuffer(offsets, width).astype(np.int64))
+        _with_separators(np.frombuffer(ids, np.uint32), sizes, end_of_text, out)
+
+    return encode
+
+
+def fastokens(folder: Path, threads: int) -> Encode:
+    from fastokens import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end_of_text = _end_of_text_id(folder)
+
+    def encode(text: Path, out: Path) -> None:
+        documents = text.read_text(encoding="utf-8").split(END_OF_TEXT)
+        found = [np.asarray(encoding.ids, np.uint32) for encoding in tokenizer.encode_batch(documents)]
+        _with_separators(np.concatenate(found), np.array([len(ids) for ids in found]), end_of_text, out)
+
+    return encode
+
+
+def tiktoken(folder: Path, threads: int) -> Encode:
+    import tiktoken as rival
+
+    from lm.export.tokenizer_formats import GPT2_PATTERN
+    from lm.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(folder)
+    special = set(tokenizer.special_ids.values())
+    ranks = {token: id_ for id_, token in tokenizer.vocab.items() if id_ not in special}
+    encoding = rival.Encoding(
+        "benchmark", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=tokenizer.special_ids
+    )
+
+    def encode(text: Path, out: Path) -> None:
+        ids = encoding.encode_to_numpy(text.read_text(encoding="utf-8"), allowed_special="all")
+        np.save(out, ids.astype(np.uint16))
+
+    return encode
+
+
+def huggingface(folder: Path, threads: int) -> Encode:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    end_of_text = _end_of_text_id(folder)
+
+    def encode(text: Path, out: Path) -> None:
+        documents = text.read_text(encoding="utf-8").split(END_OF_TEXT)
+        found = [np.array(encoding.ids, np.uint16) for encoding in tokenizer.encode_batch(documents)]
+        _with_separators(np.concatenate(found), np.array([len(ids) for ids in found]), end_of_text, out)
+
+    return encode
+
+
+ENCODERS: dict[str, Callable[[Path, int], Encode]] = {
+    "lm": ours, "gigatoken": gigatoken, "fastokens": fastokens, "snaptokens": snaptokens, "tiktoken": tiktoken,
+    "HF tokenizers": huggingface,
+}  # fmt: skip
+INSTALLED_AS: dict[str, str] = {"HF tokenizers": "tokenizers"}
+
+
+def halves(text: Path, folder: Path) -> list[Path]:
+    """A text cut in two at a document's end."""
+    data = text.read_bytes()
+    cut = data.index(END_OF_TEXT.encode(), len(data) // 2)
+    paths = [folder / f"{text.stem}-half-{number}.txt" for number in (1, 2)]
+    for path, half in zip(paths, (data[:cut], data[cut + len(END_OF_TEXT) :]), strict=True):
+        path.write_bytes(half)
+    return paths
+
+
+def work(name: str, folder: str, threads: str, out: str, *texts: str) -> None:
+    """In a process of its own: encode the texts one after the other; prints the seconds and the peak memory in MB."""
+    encode = ENCODERS[name](Path(folder), int(threads))
+    seconds = []
+    for text in texts:
+        start = time.perf_counter()
+        encode(Path(text), Path(out))
+        seconds.append(time.perf_counter() - start)
+    print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3]))
+
+
+def measure(name: str, folder: Path, threads: int, out: Path, *texts: Path) -> tuple[list[float], float]:
+    environment = {**os.environ, "RAYON_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "true"}
+    arguments = [name, str(folder), str(threads), str(out), *map(str, texts)]
+    command = [sys.executable, "-m", "benchmarks.bpe_encode", "--worker", *arguments]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--tokenizers", type=Path, nargs="+", help="folders with vocab.json, merges.txt, tokenizer.json"
+    )
+    parser.add_argument("--texts", type=Path, nargs="+", help="texts, documents separated by <|endoftext|>")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--encoders",
+        nargs="+",
+        default=["lm", "gigatoken", "fastokens", "snaptokens", "tiktoken"],
+        choices=list(ENCODERS),
+    )
+    parser.add_argument("--output", type=Path, default=Path("bench/bpe_encode.json"))
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(*options.worker)
+        return
+    rows = []
+    options.encoders = [name for name in options.encoders if find_spec(INSTALLED_AS.get(str(name), str(name)))]
+    with TemporaryDirectory() as temporary:
+        out = Path(temporary) / "ids.npy"
+        for folder in options.tokenizers:
+            for text in options.texts:
+                size = text.stat().st_size / 1e6
+                first, second = halves(text, Path(temporary))
+                for threads in options.threads:
+                    reference: np.ndarray | None = None
+                    for name in options.encoders:
+                        cold, peaks, steady = [], [], []
+                        for _ in range(options.repeats):
+                            (seconds,), peak = measure(name, folder, threads, out, text)
+                            cold.append(size / seconds)
+                            peaks.append(peak)
+                        ids = np.load(out)
+                        if name == "lm":
+                            reference = ids
+                        for _ in range(options.repeats):
+                            (_, seconds), _ = measure(name, folder, threads, out, first, second)
+                            steady.append(second.stat().st_size / 1e6 / seconds)
+                        row = {
+                            "tokenizer": folder.name, "text": text.name, "threads": threads, "encoder": name,
+                            "cold_MB_per_s": round(median(cold), 1), "steady_MB_per_s": round(median(steady), 1),
+                            "peak_MB": round(median(peaks)),
+                            "equal": None if reference is None else bool(np.array_equal(ids, reference)),
+                        }  # fmt: skip
+                        rows.append(row)
+                        print("  ".join(map(str, row.values())), flush=True)
+    save(options.output, rows)
+
+
+if __name__ == "__main__":
+    main()
