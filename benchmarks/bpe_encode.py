@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,8 +54,8 @@ def _with_separators(ids: np.ndarray, sizes: np.ndarray, end_of_text: int, out: 
 
 
 def gigatoken(folder: Path, threads: int) -> Encode:
-    import awkward
-    import gigatoken as rival
+    awkward: Any = import_module("awkward")
+    rival: Any = import_module("gigatoken")
 
     tokenizer = rival.Tokenizer(str(folder / "tokenizer.json"))
     end_of_text = _end_of_text_id(folder)
@@ -72,9 +73,7 @@ def gigatoken(folder: Path, threads: int) -> Encode:
 
 
 def snaptokens(folder: Path, threads: int) -> Encode:
-    from snaptokens import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer: Any = import_module("snaptokens").Tokenizer.from_file(str(folder / "tokenizer.json"))
     end_of_text = _end_of_text_id(folder)
 
     def encode(text: Path, out: Path) -> None:
@@ -88,9 +87,7 @@ def snaptokens(folder: Path, threads: int) -> Encode:
 
 
 def fastokens(folder: Path, threads: int) -> Encode:
-    from fastokens import Tokenizer
-
-    tokenizer: Any = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer: Any = import_module("fastokens").Tokenizer.from_file(str(folder / "tokenizer.json"))
     end_of_text = _end_of_text_id(folder)
 
     def encode(text: Path, out: Path) -> None:

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from benchmarks.machine import median, save
 from benchmarks.texts import resampled
@@ -29,14 +31,14 @@ def ours(text: str, vocab_size: int, threads: int) -> object:
 
 
 def gigatoken(text: str, vocab_size: int, threads: int) -> object:
-    import gigatoken as rival
+    rival: Any = import_module("gigatoken")
 
     source = rival.TextFileSource([text], separator=END_OF_TEXT)
     return rival.train_bpe(source, vocab_size, [END_OF_TEXT], separator=END_OF_TEXT.encode())
 
 
 def gigabpe(text: str, vocab_size: int, threads: int) -> object:
-    import gigabpe as rival
+    rival: Any = import_module("gigabpe")
 
     return rival.train_bpe([text], vocab_size, special_tokens=[END_OF_TEXT], threads=threads)
 
