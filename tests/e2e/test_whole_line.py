@@ -115,7 +115,9 @@ def test_validate_and_generate_take_the_newest_run(run: tuple[Path, str]) -> Non
 
 
 @pytest.mark.parametrize("extra", [(), ("--trainer.accumulate_grad_batches", 2)], ids=["plain", "accumulated"])
-def test_killed_and_resumed_run_ends_bit_equal(tmp_path: Path, tiny_config: Path, extra: tuple[object, ...]) -> None:
+def test_killed_and_resumed_run_ends_bit_equal(
+    run: tuple[Path, str], tmp_path: Path, tiny_config: Path, extra: tuple[object, ...]
+) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir()
     cut.mkdir()
@@ -131,6 +133,10 @@ def test_killed_and_resumed_run_ends_bit_equal(tmp_path: Path, tiny_config: Path
         assert torch.equal(weight, resumed["state_dict"][key]), key
     for old, new in zip(curves(whole)["val/loss"].items(), curves(cut, 1)["val/loss"].items(), strict=True):
         assert old == new
+    if not extra:  # two runs of one configuration and seed: the same numbers, twice
+        assert curves(run[0])["train/loss"] == curves(whole)["train/loss"]
+        for key, weight in checkpoint(run[0])["state_dict"].items():
+            assert torch.equal(weight, expected["state_dict"][key]), key
     assert record(cut, 1)["tokens_seen"] == record(whole)["tokens_seen"]
     assert record(cut, 1)["resumed_from"] == str(saved)
 
