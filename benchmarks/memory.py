@@ -1,18 +1,15 @@
 """Predicted against measured memory, operations and time of training steps: `python -m benchmarks.memory`.
 
-Each row is a model run eagerly, in the order of a training under Lightning: forward pass and loss, gradients of the
-step before cleared, backward pass, clipping, AdamW. On CUDA the measured memory is `torch.cuda.max_memory_allocated` of
-the third step, elsewhere the sum of all tensors that operations made. The predictions are `lm.accounting`'s.
-
-Row by row the JSON also holds the peak of what was asked of the allocator, without its rounding, and what cuBLAS's
-workspaces took.
+Each row is a model, run in the order of a training under Lightning: forward pass and loss, gradients of the step
+before cleared, backward pass, clipping, AdamW. On CUDA the measured memory is `torch.cuda.max_memory_allocated` of the
+third step, elsewhere the sum of all tensors that operations made. The predictions are `lm.accounting`'s: of memory for
+eager steps, also where a row is compiled; of time for the utilisation that the first row of that precision reached.
 """
 
 import argparse
 import contextlib
 import gc
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,11 +17,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.allocations import peaks_by_operations, peaks_on_cuda
 from benchmarks.machine import median, save
 from lm.accounting import (
     PRESETS,
@@ -40,8 +36,9 @@ from lm.model import ModelConfig, TransformerLM, cross_entropy_loss
 from lm.optim import AdamW, gradient_clipping, parameter_groups
 
 CUDA = torch.device("cuda")
-WIDTHS = (58, 14, 10, 8, 15, 8, 9, 12, 8)
-UTILISATION = 0.5  # of the device's peak, what `python -m lm account` assumes
+HEADS = ("GB predicted", "measured", "diff", "TFLOP predicted", "counted", "diff", "ms predicted", "measured", "MFU")
+WIDTHS = (56, 13, 9, 8, 16, 9, 7, 13, 9, 7)
+TOLERANCE = 0.05  # beyond it a row shows its parts
 
 
 @dataclass(frozen=True)
@@ -53,30 +50,33 @@ class Row:
     batch_size: int
     precision: TrainingPrecision = "bf16-mixed"
     checkpointing: bool = False
+    compiled: bool = False
 
 
 def rows() -> list[Row]:
-    """What one GPU of 80 GB or more is asked."""
+    """What one GPU of 80 GB or more is asked; what takes longest, compiling, comes last."""
     stories, small, medium, large = (
         PRESETS[name].net for name in ("tinystories", "gpt2-small", "gpt2-medium", "gpt2-large")
     )
     return [
-        Row("tinystories", stories, 16),
-        Row("tinystories", stories, 128),
-        Row("tinystories", stories, 512),
-        Row("tinystories", stories, 128, "float32"),
-        Row("tinystories, tied, dropout", replace(stories, tie_embeddings=True, dropout=0.1), 128),
+        Row("gpt2-medium", medium, 16),
+        Row("gpt2-medium", medium, 4, "float32"),
+        Row("gpt2-medium", medium, 8, "float32", checkpointing=True),
         Row("gpt2-small", small, 16),
         Row("gpt2-small", small, 8, "float32"),
         Row("gpt2-small", small, 32, checkpointing=True),
         Row("gpt2-small, manual attention", replace(small, attention="manual"), 8),
         Row("gpt2-small, 16,384 tokens", replace(small, context_length=16_384), 1),
-        Row("gpt2-medium", medium, 16),
-        Row("gpt2-medium", medium, 4, "float32"),
-        Row("gpt2-medium", medium, 8, "float32", checkpointing=True),
         Row("gpt2-small, 256 ids", replace(small, vocab_size=256), 64),
         Row("gpt2-small, 256 ids", replace(small, vocab_size=256), 64, checkpointing=True),
         Row("gpt2-large, 128 tokens", replace(large, context_length=128), 1),
+        Row("tinystories", stories, 16),
+        Row("tinystories", stories, 128),
+        Row("tinystories", stories, 512),
+        Row("tinystories", stories, 128, "float32"),
+        Row("tinystories, tied, dropout", replace(stories, tie_embeddings=True, dropout=0.1), 128),
+        Row("tinystories", stories, 128, compiled=True),
+        Row("gpt2-small", small, 16, compiled=True),
     ]
 
 
@@ -101,8 +101,12 @@ class Training:
             shape = (row.batch_size, row.net.context_length)
             self.inputs = torch.randint(row.net.vocab_size, shape)
             self.targets = torch.randint(row.net.vocab_size, shape)
+        self.loss = cross_entropy_loss
         if row.checkpointing:
             checkpoint_blocks(self.model)
+        if row.compiled:
+            self.model.compile()
+            self.loss = torch.compile(cross_entropy_loss)
         self.optimizer = AdamW(parameter_groups(self.model.named_parameters(), 0.1))
 
     def resident(self) -> list[Tensor]:
@@ -112,7 +116,7 @@ class Training:
     def step(self, after: Callable[[str], object] = lambda part: None) -> None:
         """One step; `after` is called with the name of each part that has ended."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.row.precision == "bf16-mixed"):
-            loss = cross_entropy_loss(self.model(self.inputs), self.targets)
+            loss = self.loss(self.model(self.inputs), self.targets)
         after("loss")
         self.optimizer.zero_grad()
         loss.backward()
@@ -133,84 +137,27 @@ def checkpoint_blocks(model: TransformerLM) -> None:
         layer.forward = again
 
 
-class AllocationMode(TorchDispatchMode):
-    """Bytes of all storages that operations make, now and at most; for devices whose allocator does not count.
-
-    Under any such mode the derivative of `gather` makes one tensor more, of the logits' size, than it does without.
-    """
-
-    def __init__(self, already_there: list[Tensor]) -> None:
-        super().__init__()
-        self.known = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in already_there}
-        self.now = self.peak = sum(self.known.values())
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and (key := tensor.untyped_storage()._cdata) not in self.known:
-                storage = tensor.untyped_storage()
-                self.known[key] = storage.nbytes()
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._freed, key)
-        return out
-
-    def _freed(self, key: int) -> None:
-        self.now -= self.known.pop(key)
-
-    def take_peak(self) -> int:
-        """The peak since the last call."""
-        peak, self.peak = self.peak, self.now
-        return peak
-
-
-def measured_memory(row: Row, device: torch.device) -> dict[str, int]:
-    """Peak bytes of each part of a step whose predecessors have made moments and gradients."""
-    training = Training(row, device)
-    peaks: dict[str, int] = {}
-    if device.type != "cuda":
-        with AllocationMode(training.resident()) as mode:
-            for _ in range(2):
-                mode.take_peak()
-                training.step(lambda part: peaks.update({part: mode.take_peak()}))
-        return peaks
-
-    def take(part: str) -> None:
-        statistics = torch.cuda.memory_stats()
-        peaks[part] = torch.cuda.max_memory_allocated()
-        peaks["requested"] = max(peaks.get("requested", 0), statistics.get("requested_bytes.all.peak", 0))
-        torch.cuda.reset_peak_memory_stats()
-
-    training.step()
-    training.step()
-    torch.cuda.reset_peak_memory_stats()
-    training.step(take)
-    before = torch.cuda.memory_allocated()
-    torch._C._cuda_clearCublasWorkspaces()
-    peaks["workspaces"] = before - torch.cuda.memory_allocated()
-    return peaks
+def step_flops(row: Row) -> int:
+    """Operations of a step's matrix products: three forward passes, and what checkpointing computes again."""
+    again = recomputed_flops(row.net) if row.checkpointing else 0
+    return row.batch_size * (3 * forward_flops(row.net).total + again)
 
 
 def counted_flops(row: Row, device: torch.device) -> tuple[int, int]:
     """Operations of a step's matrix products by torch's counter, and as they follow from `lm.accounting`.
 
-    Three forward passes, and what checkpointing computes again. The backward pass of fused attention computes the
-    scores again, one of the forward pass's two products.
+    The backward pass of fused attention computes the scores again, one of the forward pass's two products.
     """
-    training = Training(row, device)
+    training = Training(replace(row, compiled=False), device)
     with FlopCounterMode(display=False) as counter:
         training.step()
-    flops = forward_flops(row.net)
-    again = recomputed_flops(row.net) if row.checkpointing else 0
-    scores = flops.attention_scores // 2 if row.net.attention == "fused" else 0
-    return counter.get_total_flops(), row.batch_size * (3 * flops.total + again + scores)
+    scores = forward_flops(row.net).attention_scores // 2 if row.net.attention == "fused" else 0
+    return counter.get_total_flops(), step_flops(row) + row.batch_size * scores
 
 
-def measured_seconds(row: Row, device: torch.device, repetitions: int) -> float:
-    """Median time of a step."""
-    training = Training(row, device)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    training.step()
+def measured_seconds(training: Training, repetitions: int) -> float:
+    """Median time of a step that is not the first."""
+    wait = torch.cuda.synchronize if training.device.type == "cuda" else lambda: None
     training.step()
     seconds = []
     for _ in range(repetitions):
@@ -242,17 +189,22 @@ def measure(row: Row, device: torch.device, repetitions: int = 5) -> dict[str, A
     lines = moments(net, net.context_length, row.precision, row.checkpointing, backend)
     predicted = {name: line.at(row.batch_size) for name, line in lines.items()}
     with clean(device):
-        peaks = measured_memory(row, device)
+        training = Training(row, device)
+        if device.type == "cuda":
+            peaks, besides = peaks_on_cuda(training.step)
+        else:
+            peaks, besides = peaks_by_operations(training.step, training.resident()), {}
+        seconds = measured_seconds(training, repetitions)
+        del training
     with clean(device):
         counted, expected = counted_flops(row, device)
-    with clean(device):
-        seconds = measured_seconds(row, device, repetitions)
     result: dict[str, Any] = {
         **asdict(row),
         "predicted_bytes": max(predicted.values()),
         "predicted_moments": predicted,
-        "measured_bytes": max(peaks[part] for part in ("loss", "backward", "optimizer")),
+        "measured_bytes": max(peaks.values()),
         "measured_parts": peaks,
+        **besides,
         "predicted_flops": expected,
         "counted_flops": counted,
         "seconds": seconds,
@@ -262,24 +214,27 @@ def measure(row: Row, device: torch.device, repetitions: int = 5) -> dict[str, A
     peak = peak_flops(torch.cuda.get_device_name(), products) if device.type == "cuda" else None
     if peak is not None:
         result["mfu"] = model_flop_utilisation(result["tokens_per_second"], net, peak)
-        result["predicted_seconds"] = seconds * result["mfu"] / UTILISATION
+        result["utilisation"] = step_flops(row) / seconds / peak
     return result
 
 
 def as_line(result: dict[str, Any]) -> str:
     """The row as printed."""
     what = f"{result['name']}, batch {result['batch_size']}, {result['precision']}"
-    what += ", checkpointing" if result["checkpointing"] else ""
+    what += "".join(f", {switch}" for switch in ("checkpointing", "compiled") if result[switch])
     if "error" in result:
         return f"{what:<{WIDTHS[0]}}{result['error']}"
     predicted, measured = result["predicted_bytes"], result["measured_bytes"]
     flops = result["predicted_flops"] / result["counted_flops"] - 1
     cells = [f"{predicted / 1e9:.3f}", f"{measured / 1e9:.3f}", f"{predicted / measured - 1:.1%}"]
-    cells += [f"{result['counted_flops'] / 1e12:.3f}", f"{flops:.1%}", f"{result['seconds'] * 1e3:.1f}"]
-    if "mfu" in result:
-        cells += [f"{result['predicted_seconds'] * 1e3:.1f}", f"{result['mfu']:.1%}"]
-    padded = (f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS[1:], strict=False))
-    return f"{what:<{WIDTHS[0]}}" + "".join(padded)
+    cells += [f"{result[key] / 1e12:.3f}" for key in ("predicted_flops", "counted_flops")] + [f"{flops:.1%}"]
+    cells += [f"{result['predicted_seconds'] * 1e3:.1f}" if "predicted_seconds" in result else "-"]
+    cells += [f"{result['seconds'] * 1e3:.1f}", f"{result['mfu']:.1%}" if "mfu" in result else "-"]
+    line = f"{what:<{WIDTHS[0]}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS[1:], strict=True))
+    if abs(predicted / measured - 1) > TOLERANCE:
+        for key in ("predicted_moments", "measured_parts"):
+            line += f"\n    {key}: " + ", ".join(f"{name} {count / 1e9:.3f}" for name, count in result[key].items())
+    return line
 
 
 def main(out: Path, repetitions: int) -> None:
@@ -288,16 +243,19 @@ def main(out: Path, repetitions: int) -> None:
     torch.set_float32_matmul_precision("high")  # as `fit` does
     torch.manual_seed(0)
     results: list[dict[str, Any]] = []
-    heads = ("GB predicted", "measured", "diff", "TFLOP counted", "diff", "ms", "ms at 50 %", "MFU")
-    print(" " * WIDTHS[0] + "".join(f"{head:>{width}}" for head, width in zip(heads, WIDTHS[1:], strict=True)))
+    reached: dict[TrainingPrecision, float] = {}
+    print(" " * WIDTHS[0] + "".join(f"{head:>{width}}" for head, width in zip(HEADS, WIDTHS[1:], strict=True)))
     for row in rows() if device.type == "cuda" else small_rows():
         try:
             result = measure(row, device, repetitions)
+            if "utilisation" in result:
+                first = reached.setdefault(row.precision, result["utilisation"])
+                result["predicted_seconds"] = result["seconds"] * result["utilisation"] / first
         except Exception as error:
             result = {**asdict(row), "error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
         print(as_line(result), flush=True)
-        save(out, [*results, result])
         results.append(result)
+        save(out, results)
 
 
 if __name__ == "__main__":

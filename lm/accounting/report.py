@@ -29,7 +29,7 @@ def full_account(
         device: a name that `peak_flops` knows.
         products: type of the matrix products, which sets the peak; by default bfloat16 for bf16-mixed and what `fit`
             allows for float32, TF32, where the device has it.
-        utilisation: share of the peak that training reaches.
+        utilisation: share of the peak that training reaches, operations done again included.
 
     Raises:
         ValueError: a number is out of range, or the device or its rate is unknown.
@@ -63,7 +63,7 @@ def full_account(
         },
         "memory": _memory(workload, checkpointing, memory_bytes),
         "optimizer_step": asdict(optimizer_step(net)),
-        "time": _time(workload, device, products, utilisation),
+        "time": _time(workload, checkpointing, device, products, utilisation),
     }
 
 
@@ -91,7 +91,9 @@ def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[
     }
 
 
-def _time(workload: Workload, device: str, products: Precision | None, utilisation: float) -> dict[str, Any]:
+def _time(
+    workload: Workload, checkpointing: bool, device: str, products: Precision | None, utilisation: float
+) -> dict[str, Any]:
     chosen = products
     if chosen is None:
         chosen = "bfloat16" if workload.precision == "bf16-mixed" else "tf32"
@@ -102,7 +104,9 @@ def _time(workload: Workload, device: str, products: Precision | None, utilisati
         raise ValueError(f"there is no device {device!r}; choose from {', '.join(device_names())}")
     if peak is None:
         raise ValueError(f"{device} has no {chosen} products; set products to float32")
-    tokens_per_second = peak * utilisation / training_flops_per_token(workload.net)
+    net = workload.net
+    recomputed = recomputed_flops(net) // net.context_length if checkpointing else 0
+    tokens_per_second = peak * utilisation / (training_flops_per_token(net) + recomputed)
     return {
         "device": device,
         "products": chosen,

@@ -58,6 +58,9 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert recomputed["memory"]["activations_total"]["bytes"] < 8 * plain["memory"]["activations_total"]["bytes"] / 4
     assert recomputed["flops"]["recomputed_per_step"] > 0
     assert recomputed["time"]["products"] == "bfloat16"
+    again = recomputed["flops"]["training_per_step"] + recomputed["flops"]["recomputed_per_step"]
+    rate = recomputed["time"]["peak_flops"] * recomputed["time"]["utilisation"]
+    assert recomputed["time"]["tokens_per_second"] == pytest.approx(8 * 1024 * rate / again)
     small = report(capsys, "gpt2-xl", "--memory_gb", 40)
     assert small["memory"]["largest_batch"] == {"memory": 40 * 10**9, "batch_size": 0}
     peak = plain["memory"]["peak"]
