@@ -197,24 +197,23 @@ def main() -> None:
                 size = text.stat().st_size / 1e6
                 first, second = halves(text, Path(temporary))
                 for threads in options.threads:
-                    reference: np.ndarray | None = None
-                    for name in options.encoders:
-                        cold, peaks, steady = [], [], []
-                        for _ in range(options.repeats):
-                            (seconds,), peak = measure(name, folder, threads, out, text)
-                            cold.append(size / seconds)
-                            peaks.append(peak)
-                        ids = np.load(out)
-                        if name == "lm":
-                            reference = ids
-                        for _ in range(options.repeats):
+                    cold: dict[str, list[float]] = {name: [] for name in options.encoders}
+                    steady: dict[str, list[float]] = {name: [] for name in options.encoders}
+                    peaks: dict[str, float] = {}
+                    ids: dict[str, np.ndarray] = {}
+                    for _ in range(options.repeats):
+                        for name in options.encoders:
+                            (seconds,), peaks[name] = measure(name, folder, threads, out, text)
+                            cold[name].append(size / seconds)
+                            ids[name] = np.load(out)
                             (_, seconds), _ = measure(name, folder, threads, out, first, second)
-                            steady.append(second.stat().st_size / 1e6 / seconds)
+                            steady[name].append(second.stat().st_size / 1e6 / seconds)
+                    for name in options.encoders:
                         row = {
                             "tokenizer": folder.name, "text": text.name, "threads": threads, "encoder": name,
-                            "cold_MB_per_s": round(median(cold), 1), "steady_MB_per_s": round(median(steady), 1),
-                            "peak_MB": round(median(peaks)),
-                            "equal": None if reference is None else bool(np.array_equal(ids, reference)),
+                            "cold_MB_per_s": round(median(cold[name]), 1),
+                            "steady_MB_per_s": round(median(steady[name]), 1), "peak_MB": round(peaks[name]),
+                            "equal": np.array_equal(ids[name], ids[options.encoders[0]]),
                         }  # fmt: skip
                         rows.append(row)
                         print("  ".join(map(str, row.values())), flush=True)

@@ -91,7 +91,7 @@ class Tokenizer:
             if native.ready(num_bytes):
                 from lm.tokenizer.encoder import EncoderPool
 
-                self._pool = EncoderPool(self._encoder, self.special_ids, self.vocab_size)
+                self._pool = EncoderPool(self._encoder, self.special_ids, self.vocab)
         return self._pool
 
     def save(self, folder: str | Path) -> None:

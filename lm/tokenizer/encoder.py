@@ -89,6 +89,15 @@ class Encoder:
             *(np.empty(LONGEST_MERGED, np.int32) for _ in range(2)),
         )  # fmt: skip
 
+    def copy(self) -> "Encoder":
+        """Another that remembers the same."""
+        other = Encoder(self._merges)
+        other._short, other._long = (new_table(len(table) // ENTRY) for table in (self._short, self._long))
+        other._short[:], other._long[:] = self._short, self._long
+        other._arena, other._many = self._arena.copy(), self._many.copy()
+        other._used[:] = self._used
+        return other
+
     def encode_text(self, text: bytes) -> npt.NDArray[np.unsignedinteger]:
         """Ids of valid UTF-8."""
         data = np.zeros(len(text) + PADDING, np.uint8)
@@ -179,17 +188,22 @@ def _arenas(num_entries: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class EncoderPool:
-    """Encoders of one tokenizer, for any number of threads; what they remember stays for the next text."""
+    """Encoders of one tokenizer, for any number of threads; what they remember stays for the next text.
 
-    def __init__(self, plain: PreTokenEncoder, special_ids: dict[str, int], vocab_size: int) -> None:
-        self._merges = Merges(plain, special_ids, vocab_size)
-        self._idle: list[Encoder] = []
+    They begin with the vocabulary's own tokens, most of which come up as pre-tokens.
+    """
+
+    def __init__(self, plain: PreTokenEncoder, special_ids: dict[str, int], vocab: dict[int, bytes]) -> None:
+        self._fresh = Encoder(Merges(plain, special_ids, max(vocab) + 1))
+        tokens = filter(bytes.isascii, vocab.values())
+        self._fresh.encode_text(b"".join([token if token.startswith(b" ") else b"\n" + token for token in tokens]))
+        self._idle = [self._fresh.copy()]
         self._lock = Lock()
 
     @contextmanager
     def _encoder(self) -> Iterator[Encoder]:
         with self._lock:
-            encoder = self._idle.pop() if self._idle else Encoder(self._merges)
+            encoder = self._idle.pop() if self._idle else self._fresh.copy()
         try:
             yield encoder
         finally:

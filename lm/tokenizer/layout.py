@@ -8,10 +8,10 @@ LOOK_AHEAD = 4  # bytes beyond a pre-token that decide where it ends
 OTHER, LETTER, NUMBER, SPACE = range(4)  # kinds of characters
 NUM_CHARACTERS = 0x110000
 
-# Pre-tokens are in two open-addressing tables of ENTRY numbers an entry, a power of two of entries, at most half of
-# them taken. In the one for short pre-tokens, the first two numbers are the pre-token itself, up to 16 bytes. Longer
-# ones, and those that begin or end with a zero byte, are in the other: a hash, where the bytes are in the arena, and
-# (last) how many. The third number is the value.
+# Pre-tokens are in two open-addressing tables of ENTRY numbers an entry, a power of two of entries, at most three
+# quarters of them taken. In the one for short pre-tokens, the first two numbers are the pre-token itself, up to 16
+# bytes. Longer ones, and those that begin or end with a zero byte, are in the other: a hash, where the bytes are in the
+# arena, and (last) how many. The third number is the value.
 ENTRY = 4
 SHORT_BYTES = 16
 

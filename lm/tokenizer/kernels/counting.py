@@ -12,6 +12,7 @@ from lm.tokenizer.kernels.tables import (
     find_long,
     find_or_enter,
     find_short,
+    is_full,
     is_short,
     look_up_batch,
 )
@@ -23,7 +24,6 @@ from lm.tokenizer.layout import (
     MORE_ROOM,
     MORE_TEXT,
     SHORT_USED,
-    STARTS,
     STATUS,
 )
 
@@ -49,8 +49,8 @@ def count_block(
                 return at
             after = starts[U(number)]
             if (
-                2 * ENTRY * (used[SHORT_USED] + STARTS) > short.size
-                or 2 * ENTRY * (used[LONG_USED] + STARTS) > long.size
+                is_full(short, used[SHORT_USED])
+                or is_full(long, used[LONG_USED])
                 or used[ARENA_USED] + after - at > arena.size
             ):
                 used[STATUS] = MORE_ROOM

@@ -12,6 +12,7 @@ from lm.tokenizer.kernels.tables import (
     enter_short,
     find_long,
     find_short,
+    is_full,
     long_slot,
     look_up_batch,
     shift_for,
@@ -182,8 +183,8 @@ def encode_block(
                 used[STATUS] = MORE_TEXT
                 return at
             if (
-                2 * ENTRY * (used[SHORT_USED] + STARTS) > short.size
-                or 2 * ENTRY * (used[LONG_USED] + STARTS) > long.size
+                is_full(short, used[SHORT_USED])
+                or is_full(long, used[LONG_USED])
                 or used[ARENA_USED] + LONGEST_KEPT * STARTS > arena.size
                 or used[MANY_USED] + LONGEST_KEPT * STARTS > many.size
             ):

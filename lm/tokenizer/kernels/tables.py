@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lm.tokenizer.kernels.bits import ZERO, U, inline, load8, prefetch, trailing_zeros
-from lm.tokenizer.layout import ARENA_USED, ENTRY, LONG_USED, SHORT_BYTES, SHORT_USED
+from lm.tokenizer.layout import ARENA_USED, ENTRY, LONG_USED, SHORT_BYTES, SHORT_USED, STARTS
 
 # Odd numbers without a pattern: Knuth's from the golden ratio, and one of xxHash's primes.
 MULTIPLIER, MULTIPLIER_2 = U(0x9E3779B97F4A7C15), U(0xC2B2AE3D27D4EB4F)
@@ -18,6 +18,12 @@ SECOND = np.array([(1 << 8 * max(size - 8, 0)) - 1 for size in range(SHORT_BYTES
 @inline
 def is_short(data: Any, at: Any, size: Any) -> Any:
     return size <= SHORT_BYTES and data[U(at)] != 0 and data[U(at + size - 1)] != 0
+
+
+@inline
+def is_full(table: Any, taken: Any) -> Any:
+    """Whether another batch could take more than three quarters of a table."""
+    return 4 * ENTRY * (taken + STARTS) > 3 * table.size
 
 
 @inline
