@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lm.data.prepare import PreparedData, prepare
-from lm.data.sampler import Slice, TrainBatches, ValidWindows
+from lm.data.sampler import Order, Slice, TrainBatches, ValidWindows
 from lm.data.sources import SourceName, StoryCorpus
 from lm.data.tokens import SplitMeta, TokenFiles
 from lm.tokenizer import Tokenizer
@@ -31,6 +31,8 @@ class TokenDataModule(LightningDataModule):
         batch_size: sequences per optimizer step, over all devices and accumulated batches together.
         valid_batch_size: sequences per validation batch on each device; changes memory, never the loss.
         seed: draws the training windows; on the command line taken from seed_everything.
+        order: random draws every training window anywhere; shuffled reads every token once an epoch, in windows cut
+            anew for each and shuffled, which pays where the text is read several times.
         data_dir: folder for text and token files.
         tokenizers_dir: folder for trained tokenizers.
         stories: size and seeds of source stories.
@@ -48,6 +50,7 @@ class TokenDataModule(LightningDataModule):
         batch_size: int = 128,
         valid_batch_size: int = 32,
         seed: int = 0,
+        order: Order = "random",
         data_dir: Path = Path("data"),
         tokenizers_dir: Path = Path("tokenizers"),
         stories: StoryCorpus = StoryCorpus(),
@@ -74,6 +77,7 @@ class TokenDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.valid_batch_size = valid_batch_size
         self.seed = seed
+        self.order: Order = order
         self.prepared: PreparedData | None = None
         self._files: TokenFiles | None = None
 
@@ -112,6 +116,7 @@ class TokenDataModule(LightningDataModule):
             "batch_size": self.batch_size,
             "context_length": self.context_length,
             "seed": self.seed,
+            "order": self.order,
         }
 
     def train_dataloader(self) -> TrainBatches:
@@ -123,7 +128,13 @@ class TokenDataModule(LightningDataModule):
             self.trainer.accumulate_grad_batches,
         )
         return TrainBatches(
-            self.files.train, self.batch_size, self.context_length, self.seed, part, torch.cuda.is_available()
+            self.files.train,
+            self.batch_size,
+            self.context_length,
+            self.seed,
+            part,
+            torch.cuda.is_available(),
+            self.order,
         )
 
     def val_dataloader(self) -> ValidWindows:

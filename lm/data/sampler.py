@@ -6,6 +6,7 @@ Shape letters: B sequences, T context length.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 Tokens = npt.NDArray[np.integer]
+Order = Literal["random", "shuffled"]
 ENDLESS = 1 << 40  # batches in the one endless epoch; the Trainer stops at max_steps
 
 
@@ -76,7 +78,10 @@ class Slice:
 
 
 class TrainBatches:
-    """Training batches without end: step s draws its global batch from (seed, s) alone.
+    """Training batches without end: what step s sees follows from (seed, s) alone.
+
+    Order random draws each window anywhere. Order shuffled reads the text epoch by epoch: every epoch cuts it into
+    windows that do not overlap, at an offset of its own, and shuffles them.
 
     Every process computes the same global batch and takes its own rows, so neither the number of devices nor
     accumulation changes what a step sees. `state_dict` holds the position, which Lightning saves and restores.
@@ -90,6 +95,7 @@ class TrainBatches:
         seed: int,
         part: Slice,
         pin_memory: bool = False,
+        order: Order = "random",
     ) -> None:
         require_window(tokens, context_length, "the training text")
         self.tokens = tokens
@@ -98,12 +104,28 @@ class TrainBatches:
         self.seed = seed
         self.part = part
         self.pin_memory = pin_memory
+        self.order = order
+        # Windows of an epoch at any offset below the context length, as many for each.
+        self.windows = max(1, (len(tokens) - context_length) // context_length)
         self.position = 0
+        self._epoch: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def starts(self, step: int) -> npt.NDArray[np.int64]:
         """(batch_size,) window starts of the global batch at `step`."""
+        if self.order == "shuffled":
+            drawn = np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+            epochs, places = np.divmod(drawn, self.windows)
+            return np.concatenate([self._shuffled(e)[places[epochs == e]] for e in np.unique(epochs).tolist()])
         rng = np.random.default_rng([self.seed, step])
         return rng.integers(0, len(self.tokens) - self.context_length, size=self.batch_size)
+
+    def _shuffled(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Window starts of an epoch in their order; the newest is kept."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            offset = rng.integers(0, min(self.context_length, len(self.tokens) - self.context_length))
+            self._epoch = epoch, offset + self.context_length * rng.permutation(self.windows)
+        return self._epoch[1]
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         """Micro-batch `index` of this process, counted from the start of training."""

@@ -59,16 +59,19 @@ class AdamW(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for step, *tensors in self._buckets(group["params"]):
-                _update_together(
-                    *tensors,
-                    step=step,
-                    lr=group["lr"],
-                    betas=group["betas"],
-                    eps=group["eps"],
-                    weight_decay=group["weight_decay"],
-                )
+            self._step_group(group)
         return loss
+
+    def _step_group(self, group: dict[str, Any]) -> None:
+        for step, *tensors in self._buckets(group["params"]):
+            _update_together(
+                *tensors,
+                step=step,
+                lr=group["lr"],
+                betas=group["betas"],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
 
     def _buckets(
         self, parameters: list[Tensor]

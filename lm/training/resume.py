@@ -76,6 +76,9 @@ def check_resume(checkpoint: Mapping[str, Any], now: Mapping[str, Any], training
                 log.warning("%s: %s now, the checkpoint had %s", name, new, old)
             elif matters and name not in CHANGEABLE:
                 conflicts.append(f"{name} is {old} in the checkpoint and {new} here")
+    algorithms = [identity["optimizer"].get("algorithm", "adamw") for identity in (saved, now)]
+    if training and algorithms[0] != algorithms[1]:  # their states differ
+        conflicts.append("optimizer.algorithm is {} in the checkpoint and {} here".format(*algorithms))
     if conflicts:
         raise ValueError("; ".join(conflicts) + " — use the checkpoint's values, or start anew without --ckpt_path")
     if training:

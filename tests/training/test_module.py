@@ -168,6 +168,31 @@ def test_resumed_optimizer_has_the_commands_settings(data: Any, trainer: Any, tm
     assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.3, 0.0)
 
 
+def test_muon_over_shuffled_epochs_resumes_bit_equal(data: Any, trainer: Any, tmp_path: Path) -> None:
+    muon = replace(OPTIMIZER, algorithm="muon", cosine_cycle_iters=6)
+    straight, begun = make_model(muon), make_model(muon)
+    trainer(max_steps=6).fit(straight, datamodule=data(order="shuffled"))
+    run = trainer(max_steps=3)
+    run.fit(begun, datamodule=data(order="shuffled"))
+    run.save_checkpoint(tmp_path / "three.ckpt")
+    resumed = make_model(muon)
+    trainer(max_steps=6).fit(
+        resumed, datamodule=data(order="shuffled"), ckpt_path=tmp_path / "three.ckpt", weights_only=True
+    )
+    for key, weight in straight.net.state_dict().items():
+        assert torch.equal(weight, resumed.net.state_dict()[key]), key
+    assert not torch.equal(begun.net.lm_head.weight, resumed.net.lm_head.weight)
+    with pytest.raises(ValueError, match=r"optimizer\.algorithm is muon in the checkpoint and adamw here"):
+        trainer(max_steps=9).fit(
+            make_model(), datamodule=data(order="shuffled"), ckpt_path=tmp_path / "three.ckpt", weights_only=True
+        )
+
+
+def test_unknown_algorithm_is_refused() -> None:
+    with pytest.raises(ValueError, match="algorithm is 'sgd'; choose from adamw, muon"):
+        OptimizerConfig(algorithm="sgd")  # pyright: ignore[reportArgumentType]
+
+
 def test_loss_that_is_no_number_ends_the_run(data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_model()
     loss = module.loss

@@ -38,6 +38,7 @@ def test_same_run_passes_in_silence(caplog: pytest.LogCaptureFixture) -> None:
     ("change", "message"),
     [
         ({"net": {"d_model": 128}}, "net.d_model is 64 in the checkpoint and 128 here"),
+        ({"optimizer": {"algorithm": "muon"}}, "optimizer.algorithm is adamw in the checkpoint and muon here"),
         ({"data": {"seed": 1}}, "data.seed is 0 in the checkpoint and 1 here"),
         ({"data": {"tokenizer": "xyz"}}, "data.tokenizer is abc"),
         ({"data": {"batch_size": 16}}, "data.batch_size is 8"),
