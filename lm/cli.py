@@ -23,6 +23,7 @@ COMMANDS = {
     "score": "loss, perplexity and bits per byte of any text or token file",
     "evaluate": "run tasks of EleutherAI's lm-evaluation-harness on a run",
     "sweep": "run a study: many trainings that differ in a few keys",
+    "report": "compare runs: one HTML page, Markdown with figures, and a CSV table",
     "prepare": "make the text, the tokenizer and the token files of a source, without training",
     "train-tokenizer": "train a byte-level BPE tokenizer on texts",
     "count": "count the pre-tokens of a text or a shard of it, to train a tokenizer on many machines",
@@ -42,6 +43,7 @@ FUNCTIONS = {
     "score": "generation.score",
     "evaluate": "generation.evaluate",
     "sweep": "experiments.sweep",
+    "report": "experiments.report",
     "prepare": "data.prepare",
     "train-tokenizer": "data.train_tokenizer",
     "count": "data.count",
@@ -63,6 +65,7 @@ LISTS = {
     "tokenizer-stats": ("texts", "UTF-8 texts"),
     "generate": ("prompts", "texts to continue; none: a new document"),
     "evaluate": ("tasks", "names of the harness's tasks, for example lambada_openai"),
+    "report": ("runs", "run folders, or folders of runs, such as a study's"),
     "verify": ("paths", "run folders, checkpoints or folders of token files; none: the newest run"),
     "account": ("models", "a preset, a YAML configuration or a run folder, then overlays; none: tinystories"),
 }

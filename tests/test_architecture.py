@@ -41,8 +41,11 @@ ONLY_IN = {
     "regex": ("tokenizer/",),
     "numba": ("tokenizer/kernels/", "tokenizer/native.py", "generation/native.py"),
     "llvmlite": ("tokenizer/kernels/", "tokenizer/native.py"),
+    "triton": ("generation/kernels.py",),
     "huggingface_hub": ("data/hub.py",),
     "safetensors": ("export/",),
+    "optuna": ("experiments/sweep.py",),
+    "matplotlib": ("experiments/figures.py",),
     "lm_eval": ("export/harness.py", "commands/generation.py"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

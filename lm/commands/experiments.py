@@ -1,4 +1,6 @@
-"""Studies over many runs."""
+"""Studies over many runs, and reports on runs."""
+
+from pathlib import Path
 
 from lm.experiments.study import Study
 
@@ -16,6 +18,19 @@ def sweep(study: Study) -> None:
     widths = [max(len(name), *(len(_cell(row.get(name))) for row in rows)) for name in columns] if rows else []
     for cells in [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]:
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+
+
+def report(runs: list[str], output: Path = Path("report"), title: str = "Report") -> None:
+    """Compare runs: one HTML page, Markdown with figures, and a CSV table.
+
+    Args:
+        runs: run folders, or folders of runs.
+        output: folder to write; an earlier report there is replaced.
+        title: heading of the report.
+    """
+    from lm.experiments.report import write_report
+
+    print(write_report([Path(run) for run in runs], output, title))
 
 
 def _cell(value: object) -> str:
