@@ -3,8 +3,9 @@
     <!-- run -->               above a block of sh or python: it is run, and the text block below is what it prints
     <!-- not run: REASON -->   above a block that needs what a test lacks
 
-Blocks of python without a mark are run too. Commands `python -m lm` in blocks of sh without `run` are parsed with all
-their options, but not carried out. The python blocks of a page share their names, as in one session.
+Blocks of python without a mark are run too; their names are shared by a page, as in one session. Commands in blocks of
+sh without a mark are carried out by tests/docs/test_commands.py beside a small run, with small configurations; those
+`python -m lm` that are not run are parsed with all their options.
 
 `python -m docs.tools.blocks` writes anew what the blocks marked `run` print.
 """
@@ -47,6 +48,10 @@ class Block:
     @property
     def is_run(self) -> bool:
         return self.is_recorded or (self.language == "python" and not self.reason)
+
+    @property
+    def is_carried_out(self) -> bool:
+        return self.language == "sh" and not self.mark
 
     @property
     def reason(self) -> str:

@@ -26,20 +26,32 @@ def test_every_block_runs_or_says_why_not(page: Path) -> None:
             printed = blocks.run(block, names)
             if block.is_recorded:
                 assert printed == block.printed, f"{where} prints something else; see docs/tools/blocks.py"
-        elif block.language == "sh":
-            for command in block.commands:
-                if command.startswith(blocks.OURS) and "COMMAND" not in command:
-                    blocks.accept(command)
-                else:
-                    assert block.reason, f"{where}: {command} is neither run nor marked"
+        for command in block.commands if block.language == "sh" and not block.is_run else []:
+            ours = command.startswith(blocks.OURS)
+            assert ours or block.reason, f"{where}: {command} is neither run nor marked"
+            if ours and not block.is_carried_out:
+                blocks.accept(command)
 
 
 @pytest.mark.parametrize("page", blocks.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_fence_escapes(page: Path) -> None:
-    """Blocks of sh and python stand at the margin, where the tests find them."""
+    """What can be run is sh or python, at the margin, where the tests find it."""
+    fences = re.findall(r"^( *)```(\w*)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    languages = [language for indent, language in fences if language not in ("", "text")]
+    assert not [language for language in languages if language not in ("sh", "python")]
+    assert len(languages) == len(blocks.blocks(page))
+
+
+@pytest.mark.parametrize("page", blocks.PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_names_exists(page: Path) -> None:
+    """Files of the repository, modules that are run, and commands in the text."""
     text = page.read_text(encoding="utf-8")
-    fences = re.findall(r"^\s*```\s*(?:sh|bash|shell|console|python|py)\b", text, re.MULTILINE)
-    assert len(fences) == len(blocks.blocks(page))
+    for name in re.findall(r"`((?:lm|docs|tests|configs|benchmarks|checks)/[\w./*]+)`", text):
+        assert list(ROOT.glob(name)), name
+    for module in re.findall(r"python -m ((?:benchmarks|checks|docs)\.[a-z_.]+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+    for command in re.findall(rf"`({blocks.OURS}[a-z][^`]*)`", text):
+        blocks.accept(command)
 
 
 def test_accept_knows_mistakes() -> None:
@@ -109,6 +121,10 @@ def test_the_site_builds_without_warnings_and_without_a_network(tmp_path: Path) 
     assert (done.returncode, done.stderr) == (0, "")
     page = (tmp_path / "parts" / "model.html").read_text(encoding="utf-8")
     assert "wide.square().mean" in re.sub(r"<[^>]+>", "", page)  # the lines of RMSNorm
-    for path in tmp_path.rglob("*.html"):
-        html = path.read_text(encoding="utf-8")
+    pages = {path: path.read_text(encoding="utf-8") for path in tmp_path.rglob("*.html")}
+    for path, html in pages.items():
         assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//[^"]+"', html), path
+        for target, anchor in re.findall(r'(?:href|src)="(?!https?:|data:|mailto:|/)([^"#?]*)(?:#([^"]*))?"', html):
+            file = (path.parent / target).resolve() if target else path
+            assert file.exists(), f"{path.name} links to {target}"
+            assert not anchor or f'id="{anchor}"' in pages[file], f"{path.name} links to {target}#{anchor}"
