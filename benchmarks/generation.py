@@ -1,11 +1,14 @@
 """Greedy decoding against Hugging Face transformers, side by side: `python -m benchmarks.generation`.
 
-The same random weights in float32, exported by lm.export; the same prompts of 16 ids, 256 new ids. Each figure is the
-median of some runs after one that is not counted (it compiles, or records CUDA graphs). Our rows come first; a rival
-that fails shows its error, and what no time is left for is said to be skipped.
+The same random weights, exported by lm.export; the same prompts of 16 ids, 256 new ids. Float32 is where equal tokens
+can be asked for; in bfloat16 each side rounds in its own places. Each figure is the median of some runs after one that
+is not counted (it compiles, or records CUDA graphs). Our rows come first; a rival that fails shows its error, and what
+no time is left for is said to be skipped.
 """
 
 import argparse
+import itertools
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -28,7 +31,7 @@ SHAPES = {
     "tinystories": ModelConfig(10_000, CONTEXT, d_model=512, num_layers=4, num_heads=16, d_ff=1344),
     "quickstart": ModelConfig(1024, CONTEXT, d_model=128, num_layers=3, num_heads=4, d_ff=384),
 }
-MODES = ("eager", "static cache, compiled", "static cache")
+MODES = ("static cache, compiled", "eager", "static cache")
 Continue = Callable[[list[list[int]], int], list[list[int]]]
 
 
@@ -41,13 +44,15 @@ class Cell:
     folder: Path
     prompts: list[list[int]]
     device: torch.device
+    dtype: torch.dtype
 
 
-def ours(model: TransformerLM | Decoder) -> Continue:
+def ours(model: TransformerLM | Decoder, cell: Cell) -> Continue:
     """Our generation, through a decoder or by the model's own forward pass."""
 
     def run(prompts: list[list[int]], new: int) -> list[list[int]]:
-        steps = [[token.id if token else -1 for token in step] for step in generate(model, prompts, new, GREEDY)]
+        with torch.autocast(cell.device.type, cell.dtype, enabled=cell.dtype != torch.float32):
+            steps = [[token.id if token else -1 for token in step] for step in generate(model, prompts, new, GREEDY)]
         return [list(row) for row in zip(*steps, strict=True)]
 
     return run
@@ -60,7 +65,8 @@ def transformers(cell: Cell, mode: str) -> Continue:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    loaded: Any = LlamaForCausalLM.from_pretrained(cell.folder, dtype=torch.float32)
+    torch.compiler.reset()  # what was compiled for another batch would make its size a variable
+    loaded: Any = LlamaForCausalLM.from_pretrained(cell.folder, dtype=cell.dtype)
     model = loaded.to(cell.device).eval()
     options: dict[str, Any] = {"do_sample": False, "disable_compile": mode != "static cache, compiled"}
     if mode != "eager":
@@ -128,22 +134,23 @@ def compare(cells: list[Cell], new: int, repeats: int, limit: float) -> list[dic
 
     def add(index: int, mode: str, result: dict[str, Any]) -> None:
         cell = cells[index]
-        row = {"shape": cell.shape, "batch": len(cell.prompts), "mode": mode, **result}
+        dtype = str(cell.dtype).removeprefix("torch.")
+        row = {"shape": cell.shape, "dtype": dtype, "batch": len(cell.prompts), "mode": mode, **result}
         if ids := row.pop("ids", None):
             row["ms_per_token"] = 1000 * row["seconds"] / new
             row["equal"] = equal_tokens(ids, references[index])
         results.append(row)
         print(_line(row), flush=True)
 
-    print(f"{'shape':<12} {'batch':>5}  {'mode':<38} {'seconds':>9} {'ms/token':>9} {'x ours':>7}  equal tokens")
+    print("shape        dtype    batch  mode                                   seconds  ms/token  x ours  equal tokens")
     for cell in cells:
-        run = ours(Decoder(cell.model))
+        run = ours(Decoder(cell.model, cell.dtype), cell)
         result = measure(lambda run=run: run, cell, new, repeats)
         fast.append(run if "ids" in result else None)
-        references.append(result.get("ids") or ours(cell.model)(cell.prompts, new))
+        references.append(result.get("ids") or ours(cell.model, cell)(cell.prompts, new))
         add(len(references) - 1, "ours", result)
     for index, cell in enumerate(cells):
-        plain = ours(cell.model)
+        plain = ours(cell.model, cell)
         add(index, "ours, plain (the reference)", measure(lambda run=plain: run, cell, new, 1, fast[index]))
     for mode in MODES:
         for index, cell in enumerate(cells):
@@ -156,43 +163,49 @@ def compare(cells: list[Cell], new: int, repeats: int, limit: float) -> list[dic
 
 
 def _line(row: dict[str, Any]) -> str:
-    start = f"{row['shape']:<12} {row['batch']:>5}  {row['mode']:<38}"
+    start = f"{row['shape']:<12} {row['dtype']:<8} {row['batch']:>5}  {row['mode']:<36}"
     if "error" in row:
         return f"{start} {row['error']}"
     times = f"{row['times_ours']:.2f}" if "times_ours" in row else ""
     return f"{start} {row['seconds']:>9.4f} {row['ms_per_token']:>9.3f} {times:>7}  {row.get('equal', '')}"
 
 
-def cells(shapes: list[str], batches: list[int], device: torch.device, folder: Path) -> list[Cell]:
+def cells(
+    shapes: list[str], batches: list[int], device: torch.device, folder: Path, dtypes: tuple[str, ...] = ("float32",)
+) -> list[Cell]:
     """Models with random weights, exported, and random prompts."""
     made = []
-    for name in shapes:
+    for dtype, name in itertools.product(dtypes, shapes):
         torch.manual_seed(0)
         model = TransformerLM(SHAPES[name]).eval()
-        (folder / name).mkdir()
-        write_llama(model, Tokenizer({i: bytes([i]) for i in range(256)}, []), folder / name)
+        if not (folder / name).exists():
+            (folder / name).mkdir()
+            write_llama(model, Tokenizer({i: bytes([i]) for i in range(256)}, []), folder / name)
         for batch in batches:
             prompts = torch.randint(0, SHAPES[name].vocab_size, (batch, 16)).tolist()
-            made.append(Cell(name, model.to(device), folder / name, prompts, device))
+            made.append(Cell(name, model.to(device), folder / name, prompts, device, getattr(torch, dtype)))
     return made
 
 
 def main() -> None:
-    """Measure and print; with --output, save."""
+    """Measure and print; with --output or in the folder $OUT, save."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default=device)
     parser.add_argument("--shapes", nargs="+", default=["tinystories"] if device == "cuda" else list(SHAPES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 64] if device == "cuda" else [1])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"] if device == "cuda" else ["float32"])
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=float, default=75, help="seconds after which no further rival is begun")
-    parser.add_argument("--output", type=Path)
+    folder = os.environ.get("OUT")
+    parser.add_argument("--output", type=Path, default=Path(folder) / "generation.json" if folder else None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        work = cells(options.shapes, options.batches, torch.device(options.device), Path(folder))
+    with tempfile.TemporaryDirectory() as temporary:
+        device = torch.device(options.device)
+        work = cells(options.shapes, options.batches, device, Path(temporary), tuple(options.dtypes))
         results = compare(work, options.new, options.repeats, options.limit)
     if options.output:
         save(options.output, results)

@@ -44,7 +44,7 @@ def export_tokenizer(tokenizer: Path, output: Path, format: Literal["huggingface
 
 
 def import_model(folder: Path, run_folder: Path | None = None) -> None:
-    """Make a run of a Llama-style folder of Hugging Face transformers, for generate and validate.
+    """Make a run of a Llama-style folder of Hugging Face transformers, for generate, validate and fit.
 
     Args:
         folder: holds config.json, safetensors and a tokenizer with GPT-2's pattern.
@@ -56,6 +56,7 @@ def import_model(folder: Path, run_folder: Path | None = None) -> None:
     print(f"run folder:  {made}")
     print(f'text:        python -m lm generate --run {made} "Once upon a time"')
     print(f"loss:        python -m lm validate --run {made} --data.train_text TEXT --data.valid_text TEXT")
+    print(f"training:    python -m lm fit --weights {made} --data.train_text TEXT --data.valid_text TEXT")
 
 
 def import_tokenizer(source: Path, output: Path, special_tokens: dict[str, int] | None = None) -> None:

@@ -15,7 +15,9 @@ from lm.model import KVCache, TransformerLM
 
 log = logging.getLogger("lm")
 
-BURST = 8  # steps between two looks of the host at what was drawn
+# Steps between two looks of the host at what was drawn: few enough to show text as it comes.
+BURSTS = {"cuda": 32}
+BURST = 8
 
 
 class Batch:
@@ -57,10 +59,11 @@ class Batch:
         self.tokens_B = self._tensor([0] * batch_size)
         self.advance_B = self._tensor([0] * batch_size)
         self.step_1 = self._tensor([0])
-        self.ids_NB = torch.zeros(BURST, batch_size, device=device, dtype=torch.long)
-        self.logprobs_NB = torch.zeros(BURST, batch_size, device=device) if logprobs else None
+        self.burst = BURSTS.get(device.type, BURST)
+        self.ids_NB = torch.zeros(self.burst, batch_size, device=device, dtype=torch.long)
+        self.logprobs_NB = torch.zeros(self.burst, batch_size, device=device) if logprobs else None
         wide = torch.float32 if device.type == "mps" else torch.float64
-        self.uniforms_NB = torch.zeros(BURST, batch_size, device=device, dtype=wide)
+        self.uniforms_NB = torch.zeros(self.burst, batch_size, device=device, dtype=wide)
         self.seen_BV = None
         if sampling.repetition_penalty != 1:
             self.seen_BV = torch.zeros(batch_size, vocab_size, device=device, dtype=torch.bool)
@@ -93,8 +96,9 @@ class Batch:
         grown = [row for row in active if len(windows[row]) == self.held[row] + 1 > 1]
         fresh = [row for row in active if row not in grown]
         room = min(self.model.config.context_length - self.held[row] for row in active)
-        steps = 1 if fresh else min(limit, BURST, room)
-        self.uniforms_NB[:steps] = self.uniforms.next(steps).to(self.uniforms_NB)
+        steps = 1 if fresh else min(limit, self.burst, room)
+        if self.sampling.temperature > 0:
+            self.uniforms_NB[:steps] = self.uniforms.next(steps).to(self.uniforms_NB)
         self.step_1.zero_()
         # Rows that are not read come along in slot 0, which is filled anew or never read again.
         rows = range(len(windows))

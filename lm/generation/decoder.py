@@ -4,6 +4,7 @@ Shape letters: L layers, B batch, D d_model, F width of the feed-forward, H head
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -43,11 +44,15 @@ class Decoder:
         ropes = (part for part in layers[0].modules() if isinstance(part, RotaryPositionEmbedding))
         self.rope = next(ropes, None)
         self.batches: dict[Any, Any] = {}  # of the last generation, for the next of the same kind
-        self.native = None
+        self.native = self.kernels = None
         if self.device.type == "cpu" and self.dtype == weight.dtype == torch.float32:
             from lm.generation.native import Step  # imports numba, which only this needs
 
             self.native = Step(self)
+        elif _has_triton(self.device) and self.config.norm_position == "pre":
+            from lm.generation.kernels import Step
+
+            self.kernels = Step(self)
 
     def _pack(self, groups: list[list[nn.Module]]) -> Tensor:
         """One matrix a group of projections, all in one tensor."""
@@ -73,6 +78,8 @@ class Decoder:
         """
         if self.native is not None and len(tokens_B) == 1:
             return self.native(int(tokens_B), int(cache.lengths), cache)
+        if self.kernels is not None:
+            return self.kernels(tokens_B, cache)
         positions_B = cache.lengths
         future_BS = torch.arange(used, device=self.device) > positions_B[:, None]
         mask_B11S = torch.zeros_like(future_BS, dtype=self.dtype).masked_fill(future_BS, -torch.inf)[:, None, None]
@@ -110,6 +117,12 @@ class Decoder:
             gate_BF, value_BF = opened.chunk(2, -1)
             return F.linear(F.silu(gate_BF) * value_BF, self.w2_LDF[index])
         return F.linear(F.silu(opened), self.w2_LDF[index])
+
+
+def _has_triton(device: torch.device) -> bool:
+    """Whether Triton's kernels run: on NVIDIA GPUs from Ampere on, where torch brought Triton."""
+    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0) and find_spec("triton") is not None
 
 
 def _rmsnorm(module: nn.Module) -> RMSNorm | None:

@@ -17,7 +17,8 @@ from lm import __version__
 from lm.generation import SamplingConfig, generate_text
 from lm.tokenizer import END_OF_TEXT
 from lm.training.metrics import DivergedError, Metrics, language_model, loss_metrics
-from lm.training.resume import DIVERGED
+from lm.training.resume import DIVERGED, check_resume, run_identity
+from lm.training.runs import find_run
 
 
 class LastStep(Callback):
@@ -26,6 +27,23 @@ class LastStep(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx + 1 == trainer.max_steps * trainer.accumulate_grad_batches:
             trainer.val_check_batch = batch_idx + 1
+
+
+class StartingWeights(Callback):
+    """Training begins with a run's weights; the optimizer, its schedule and the text are this run's own.
+
+    Args:
+        where: checkpoint file or run folder.
+    """
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module = language_model(pl_module)
+        contents = find_run(self.where).contents
+        check_resume(contents, run_identity(module, module.data), training=False, option="--weights")
+        module.load_state_dict(contents["state_dict"])
 
 
 class Samples(Callback):

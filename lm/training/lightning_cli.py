@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lm.data.datamodule import TokenDataModule
 from lm.terminal import printable
 from lm.training.allowed import require_allowed
-from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples
+from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples, StartingWeights
 from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
@@ -34,7 +34,8 @@ USAGE = {
 }
 RESUME = (
     "; --resume goes on with the newest run, or the one that --run_folder names, in its folder, from its newest whole "
-    "checkpoint and with its configuration; --ckpt_path starts another run from a checkpoint"
+    "checkpoint and with its configuration; --ckpt_path starts another run from a checkpoint; --weights starts one "
+    "from a run's weights alone, on other text, with that run's tokenizer and by default its configuration"
 )
 
 
@@ -51,7 +52,9 @@ def run(command: str, arguments: list[str], description: str) -> int:
     if command == "validate" and not only_told:
         arguments = _with_run(arguments)
     elif command == "fit":
-        arguments = _with_resume(arguments) if not only_told else [a for a in arguments if a != "--resume"]
+        arguments = (
+            _with_resume(_with_weights(arguments)) if not only_told else [a for a in arguments if a != "--resume"]
+        )
         description += RESUME
     sys.argv[1:] = [command, *arguments]  # Lightning starts further processes of a machine with these
     try:
@@ -100,6 +103,20 @@ def _with_resume(arguments: list[str]) -> list[str]:
     return [*configs, *rest, "--run_folder", str(found.folder), "--ckpt_path", str(found.checkpoint)]
 
 
+def _with_weights(arguments: list[str]) -> list[str]:
+    """`--weights` stands for a run's tokenizer and, without a configuration, for its configuration too."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--config", action="append", default=[])
+    known, rest = parser.parse_known_args(arguments)
+    if known.weights is None:
+        return arguments
+    found = find_run(known.weights)
+    configs = [part for config in known.config or [str(found.config)] for part in ("--config", config)]
+    tokenizer = ["--data.tokenizer", str(found.folder / "tokenizer")]
+    return [*configs, *tokenizer, *rest, "--weights", str(found.checkpoint)]
+
+
 def _validation_interval(eval_every: int, accumulate_grad_batches: int) -> int:
     """Lightning counts micro-batches between validations; users count optimizer steps."""
     return eval_every * accumulate_grad_batches
@@ -145,6 +162,8 @@ class LMCommandLine(LightningCLI):
         parser.add_argument("--eval_every", type=int, default=250, help="optimizer steps between validations")
         parser.add_argument("--checkpoint_every", type=int, default=250, help="optimizer steps between last.ckpt's")
         parser.add_argument("--run_folder", type=Path | None, help=f"folder of the run; by default {LOGS}/version_N")
+        help = "checkpoint or run folder whose weights training begins with; --ckpt_path comes before it"
+        parser.add_argument("--weights", type=Path | None, help=help)
         parser.link_arguments("model.net.vocab_size", "data.vocab_size")
         parser.link_arguments("model.net.context_length", "data.context_length")
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
@@ -179,6 +198,8 @@ class LMCommandLine(LightningCLI):
                 RunRecord(metrics),
                 *_checkpoints(config["checkpoint_every"]),
             ]
+            if config["weights"] and not config["ckpt_path"]:
+                callbacks.append(StartingWeights(config["weights"]))
         self.metrics = metrics
         config_init = self.config_init[str(self.subcommand)]["trainer"]
         if config_init.get("logger") in (None, True):

@@ -47,13 +47,16 @@ def run_identity(module: "LanguageModel", data: "TokenDataModule | None") -> dic
     }
 
 
-def check_resume(checkpoint: Mapping[str, Any], now: Mapping[str, Any], training: bool) -> None:
+def check_resume(
+    checkpoint: Mapping[str, Any], now: Mapping[str, Any], training: bool, option: str = "--ckpt_path"
+) -> None:
     """Compare a checkpoint with the run that loads it; report what the command changes.
 
     Args:
         checkpoint: what Lightning loaded.
         now: `run_identity` of this command.
         training: True when training goes on, False when only the weights are used.
+        option: what named the checkpoint.
 
     Raises:
         ValueError: the checkpoint is not ours, its model, tokenizer or (in training) data and accumulation are not the
@@ -80,7 +83,7 @@ def check_resume(checkpoint: Mapping[str, Any], now: Mapping[str, Any], training
     if training and algorithms[0] != algorithms[1]:  # their states differ
         conflicts.append("optimizer.algorithm is {} in the checkpoint and {} here".format(*algorithms))
     if conflicts:
-        raise ValueError("; ".join(conflicts) + " — use the checkpoint's values, or start anew without --ckpt_path")
+        raise ValueError("; ".join(conflicts) + f" — use the checkpoint's values, or start anew without {option}")
     if training:
         if "optimizer_states" not in checkpoint:
             raise ValueError(

@@ -155,6 +155,28 @@ def test_finished_run_goes_on_with_more_steps(tmp_path: Path, tiny_config: Path)
         assert torch.equal(weight, checkpoint(parts, 1)["state_dict"][key]), key
 
 
+def test_weights_of_a_run_begin_another_on_other_text(run: tuple[Path, str], tmp_path: Path) -> None:
+    source = run[0] / "lightning_logs/version_0"
+    (tmp_path / "text.txt").write_text("The cat saw the dog.\n<|endoftext|>\n" * 200, encoding="utf-8")
+    texts = ("--data.source", "text", "--data.train_text", "text.txt", "--data.valid_text", "text.txt")
+    still = ("--model.optimizer.max_learning_rate", 0, "--model.optimizer.min_learning_rate", 0)
+    begun = lm(tmp_path, "fit", "--weights", source, *texts, *still, "--trainer.max_steps", 2)
+    assert begun.returncode == 0, begun.stderr
+    assert checkpoint(tmp_path)["global_step"] == 2
+    best = checkpoint(run[0], name="best")["state_dict"]  # what a run folder stands for
+    for key, weight in checkpoint(tmp_path)["state_dict"].items():
+        assert torch.equal(weight, best[key]), key
+    assert record(tmp_path)["resumed_from"] is None
+    assert lm(tmp_path, "fit", "--resume", "--trainer.max_steps", 4, *still[2:], "--model.optimizer.max_learning_rate",
+              1e-2).returncode == 0  # fmt: skip
+    moved = checkpoint(tmp_path)["state_dict"]
+    assert not torch.equal(moved["net.lm_head.weight"], best["net.lm_head.weight"])
+    refused = lm(tmp_path, "fit", "--weights", source, *texts, "--model.net.d_model", 32)
+    assert refused.returncode == 2
+    assert "net.d_model is 16 in the checkpoint and 32 here" in refused.stderr
+    assert "start anew without --weights" in refused.stderr
+
+
 def test_two_processes_give_the_losses_of_one_and_stop_together(tmp_path: Path, tiny_config: Path) -> None:
     one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
     for folder in (one, two, cut):

@@ -168,7 +168,7 @@ def test_weights_in_several_files_come_in(tmp_path: Path, tokenizer: Tokenizer) 
     torch.testing.assert_close(logits(run.load_model(), ids), logits(theirs, ids), atol=1e-5, rtol=1e-5)
 
 
-def test_imported_run_generates_and_validates(
+def test_imported_run_generates_validates_and_trains(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -182,8 +182,12 @@ def test_imported_run_generates_and_validates(
     command = [sys.executable, "-m", "lm", "validate", *texts, "--trainer.accelerator", "cpu"]
     validated = subprocess.run(command, capture_output=True, text=True)
     assert "validation loss" in validated.stdout, validated.stderr
+    options = ["--trainer.max_steps", "2", "--data.batch_size", "2", "--trainer.enable_progress_bar", "false"]
+    command[3:4] = ["fit", "--weights", "lightning_logs/version_0"]
+    trained = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert "lightning_logs/version_1" in trained.stdout, trained.stderr
     assert main(["import", "hf"]) == 0
-    assert Path("lightning_logs/version_1/checkpoints/best.ckpt").is_file()
+    assert Path("lightning_logs/version_2/checkpoints/best.ckpt").is_file()
 
 
 @pytest.mark.parametrize(
