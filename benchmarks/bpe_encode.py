@@ -153,9 +153,11 @@ def work(name: str, folder: str, threads: str, out: str, *texts: str) -> None:
     """In a process of its own: encode the texts one after the other; prints the seconds and the peak memory in MB."""
     encode = ENCODERS[name](Path(folder), int(threads))
     seconds = []
-    for text in texts:
+    for number, text in enumerate(texts):
+        fresh = Path(f"{out}.{number}.npy")
+        fresh.unlink(missing_ok=True)  # replacing a file can wait for the disk
         start = time.perf_counter()
-        encode(Path(text), Path(out))
+        encode(Path(text), fresh)
         seconds.append(time.perf_counter() - start)
     print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3]))
 
@@ -191,7 +193,7 @@ def main() -> None:
     rows = []
     options.encoders = [name for name in options.encoders if find_spec(INSTALLED_AS.get(str(name), str(name)))]
     with TemporaryDirectory() as temporary:
-        out = Path(temporary) / "ids.npy"
+        out = Path(temporary) / "ids"
         for folder in options.tokenizers:
             for text in options.texts:
                 size = text.stat().st_size / 1e6
@@ -205,7 +207,7 @@ def main() -> None:
                         for name in options.encoders:
                             (seconds,), peaks[name] = measure(name, folder, threads, out, text)
                             cold[name].append(size / seconds)
-                            ids[name] = np.load(out)
+                            ids[name] = np.load(f"{out}.0.npy")
                             (_, seconds), _ = measure(name, folder, threads, out, first, second)
                             steady[name].append(second.stat().st_size / 1e6 / seconds)
                     for name in options.encoders:

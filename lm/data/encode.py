@@ -5,6 +5,7 @@ from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from threading import RLock
 from typing import BinaryIO
 
 import numpy as np
@@ -24,6 +25,7 @@ from lm.tokenizer.pretokenize import (
 
 MOST_UINT16_IDS = 1 << 16
 CACHE_SIZE = 1 << 16  # pre-tokens that plain Python remembers; some 10 MB
+tqdm.set_lock(RLock())  # its own is for processes too, and takes 5 ms to import
 SPAN = 4 << 20  # bytes that a thread takes at a time
 
 
