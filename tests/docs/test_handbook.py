@@ -79,6 +79,16 @@ def test_every_page_is_in_the_navigation() -> None:
     assert pages == {page for page in listed if not page.startswith("api/")}
 
 
+def test_every_problem_of_the_write_up_is_answered_in_order() -> None:
+    rows = re.findall(
+        r"^\| \[.+\]\((.+)\) \| (.+) \|$", (DOCS / "writeup.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(", ".join(problems for _, problems in rows).split(", ")) == 36
+    for page, problems in rows:
+        headings = re.findall(r"^## (.+)$", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert ", ".join(headings) == problems
+
+
 def test_every_package_is_in_the_reference() -> None:
     listed = re.findall(r"api/(\w+)\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert sorted(listed) == sorted(packages() - {"commands"})
