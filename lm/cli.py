@@ -74,7 +74,7 @@ SWITCHES = {
     "generate": {
         "json": "print a line of JSON for each text",
         "logprobs": "add token ids and their log-probabilities under the model to the JSON",
-        "interactive": "read prompts from the terminal, a line each, until Ctrl-D",
+        "interactive": "read prompts from the terminal, a line each, until Ctrl-D; Ctrl-C ends a text",
     },
     "score": {"json": "print JSON instead of a line"},
     "evaluate": {"json": "print JSON instead of a table"},

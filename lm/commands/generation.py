@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -23,7 +24,7 @@ def generate(
     top_p: float | None = None,
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
-    stop: list[str] | None = None,
+    stop: list[str] | str | None = None,
     num_samples: int = 1,
     seed: int | None = None,
     json: bool = False,
@@ -42,13 +43,13 @@ def generate(
         top_p: sample among the fewest tokens that hold this share of the probability.
         min_p: sample among tokens with at least this share of the likeliest one's probability.
         repetition_penalty: above 1, tokens that were read or written before become less likely (CTRL's rule).
-        stop: strings that end a text and are not part of it, for example '["\\n\\n", "The end"]'.
+        stop: a string that ends a text and is not part of it, or several: '["\\n\\n", "The end"]'.
         num_samples: texts for each prompt.
         seed: of the first text, the second has the next one and so on; the same seed repeats a text. By default every
             call differs.
         json: print a line of JSON for each text.
         logprobs: add token ids and their log-probabilities under the model to the JSON.
-        interactive: read prompts from the terminal, a line each, until Ctrl-D.
+        interactive: read prompts from the terminal, a line each, until Ctrl-D; Ctrl-C ends a text.
         device: where to run; auto takes a GPU where there is one.
     """
     from lm.generation import SamplingConfig
@@ -61,21 +62,29 @@ def generate(
         raise ValueError("logprobs go into the JSON; add --json")
     if interactive and (prompts or json or num_samples > 1):
         raise ValueError("interactive takes prompts from the terminal; leave out prompts, json and num_samples")
+    stops = [stop] if isinstance(stop, str) else stop or ()
     loaded = load(run, device)
     print(f"generating with {loaded.run.checkpoint}", file=sys.stderr)
     for given in _lines() if interactive else [prompts or [""]]:
         rows = [prompt for prompt in given for _ in range(num_samples)]
         if json:
-            _print_json(rows, loaded.complete(rows, max_new_tokens, sampling, seed, stop or (), logprobs), logprobs)
+            _print_json(rows, loaded.complete(rows, max_new_tokens, sampling, seed, stops, logprobs), logprobs)
         elif len(rows) == 1:
-            print(printable(rows[0]), end="", flush=True)
-            for _, piece in loaded.stream(rows, max_new_tokens, sampling, seed, stop or ()):
-                print(printable(piece), end="", flush=True)
+            pieces = loaded.stream(rows, max_new_tokens, sampling, seed, stops)
+            with suppress(KeyboardInterrupt) if interactive else nullcontext():  # ends the text, not the session
+                _stream(rows[0], pieces)
             print()
         else:
-            completions = loaded.complete(rows, max_new_tokens, sampling, seed, stop or ())
+            completions = loaded.complete(rows, max_new_tokens, sampling, seed, stops)
             texts = [prompt + row.text for prompt, row in zip(rows, completions, strict=True)]
             print(printable(f"\n{END_OF_TEXT}\n".join(text.strip() for text in texts)))
+
+
+def _stream(prompt: str, pieces: Iterator[tuple[int, str]]) -> None:
+    first = next(pieces, (0, ""))[1]  # before anything is printed, so that a mistake is told alone
+    print(printable(prompt + first), end="", flush=True)
+    for _, piece in pieces:
+        print(printable(piece), end="", flush=True)
 
 
 def _lines() -> Iterator[list[str]]:

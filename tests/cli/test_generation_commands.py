@@ -32,6 +32,7 @@ def say(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
         capsys.readouterr()
         assert main([str(argument) for argument in arguments]) == code
         captured = capsys.readouterr()
+        assert code != 2 or not captured.out
         return captured.err if code else captured.out
 
     return run
@@ -65,6 +66,7 @@ def test_stop_strings(say: Any) -> None:
     row = lines(say("generate", "Once", *options, "--stop", json.dumps([stop, "never said"])))[0]
     assert row["text"] == whole[: whole.index(stop)]
     assert row["finish"] == "stop string"
+    assert say("generate", "Once", *options[1:], "--stop", stop) == "Once" + row["text"] + "\n"
 
 
 def test_interactive(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +78,19 @@ def test_interactive(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert say("generate", "--interactive") == ""
 
 
+def test_interrupting_ends_a_text_and_not_the_session(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stream(self: object, prompts: list[str], *options: object) -> Any:
+        yield 0, "!"
+        if prompts == ["Once"]:
+            raise KeyboardInterrupt
+        yield 0, "?"
+
+    monkeypatch.setattr("lm.loaded.LoadedRun.stream", stream)
+    monkeypatch.setattr("sys.stdin", io.StringIO("Once\nThe cat\n"))
+    assert say("generate", "--interactive") == "Once!\nThe cat!?\n"
+    assert say("generate", "Once", code=130).splitlines()[-1] == "interrupted"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -84,10 +99,11 @@ def test_interactive(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--interactive", "--json"), "leave out"),
         (("--stop", '[""]'), "stop string is empty"),
         (("--min_p", 2), "min_p is 2"),
+        (("--max_new_tokens", 0), "max_new_tokens is 0"),
     ],
 )
 def test_generate_refuses(say: Any, options: tuple[object, ...], message: str) -> None:
-    error = say("generate", *options, code=2).splitlines()[-1]
+    error = say("generate", "Once", *options, code=2).splitlines()[-1]
     assert error.startswith("error: ")
     assert message in error
 

@@ -140,6 +140,19 @@ def test_each_row_has_its_own_random_numbers():
     assert len(set(together.flatten().tolist())) == 15
 
 
+def test_frequencies_over_the_rows_of_a_generation():
+    probs = torch.tensor(PROBS, dtype=torch.float64)
+    uniforms = Uniforms(list(range(1000))).next(100)
+    ids = pick(probs.expand(100_000, -1), uniforms.flatten())
+    expected = probs * len(ids)
+    chi_square = float(((ids.bincount(minlength=5) - expected) ** 2 / expected).sum())
+    assert chi_square < 4 + 4 * math.sqrt(8)
+    # Neighbouring seeds and neighbouring steps are independent.
+    for ours, next_one in ((uniforms[:, :-1], uniforms[:, 1:]), (uniforms[:-1], uniforms[1:])):
+        correlation = torch.corrcoef(torch.stack([ours.flatten(), next_one.flatten()]))[0, 1]
+        assert abs(correlation) < 4 / math.sqrt(ours.numel())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
