@@ -113,8 +113,8 @@ def _with_weights(arguments: list[str]) -> list[str]:
         return arguments
     found = find_run(known.weights)
     configs = [part for config in known.config or [str(found.config)] for part in ("--config", config)]
-    tokenizer = ["--data.tokenizer", str(found.folder / "tokenizer")]
-    return [*configs, *tokenizer, *rest, "--weights", str(found.checkpoint)]
+    own = ["--run_folder", "null", "--data.tokenizer", str(found.folder / "tokenizer")]
+    return [*configs, *own, *rest, "--weights", str(found.checkpoint)]
 
 
 def _validation_interval(eval_every: int, accumulate_grad_batches: int) -> int:
