@@ -13,11 +13,13 @@ from lm.accounting.flops import norm_flops as norm_flops
 from lm.accounting.flops import optimizer_step as optimizer_step
 from lm.accounting.flops import recomputed_flops as recomputed_flops
 from lm.accounting.flops import training_flops_per_token as training_flops_per_token
+from lm.accounting.memory import Algorithm as Algorithm
 from lm.accounting.memory import Backend as Backend
 from lm.accounting.memory import Line as Line
 from lm.accounting.memory import TrainingPrecision as TrainingPrecision
 from lm.accounting.memory import largest_batch as largest_batch
 from lm.accounting.memory import moments as moments
+from lm.accounting.memory import optimizer_state as optimizer_state
 from lm.accounting.memory import saved_activations as saved_activations
 from lm.accounting.parameters import Parameters as Parameters
 from lm.accounting.parameters import count_parameters as count_parameters

@@ -11,9 +11,9 @@ logarithms are padded to a multiple of 32 rows. CUDA keeps dropout masks as byte
 holds a workspace for each of the two threads of a step. The allocator's rounding (512 bytes a tensor, up to 1 MiB
 where a cached block is reused) is left out.
 
-Parameters, gradients, AdamW's moments and the residual stream are float32. Under bf16-mixed, matrix products and what
-lies between them are bfloat16, and every product makes a bfloat16 copy of its input and of its matrix; norms and loss
-stay float32.
+Parameters, gradients, the optimizer's state and the residual stream are float32. Under bf16-mixed, matrix products and
+what lies between them are bfloat16, and every product makes a bfloat16 copy of its input and of its matrix; norms and
+loss stay float32.
 
 Letters: T time, D d_model, F d_ff, H heads, K head width, V vocabulary, L layers.
 """
@@ -26,6 +26,7 @@ from lm.model.config import ModelConfig
 
 TrainingPrecision = Literal["float32", "bf16-mixed"]
 Backend = Literal["cuda", "cpu"]
+Algorithm = Literal["adamw", "muon"]
 WIDE = 4  # bytes of a float32
 CUBLAS_WORKSPACES = 2 * 32 * 2**20  # of the forward and the backward thread; on Hopper, 8 MiB each before
 ID = 8  # bytes of a token id in a batch, int64
@@ -88,10 +89,12 @@ def moments(
     precision: TrainingPrecision,
     checkpointing: bool = False,
     backend: Backend = "cuda",
+    algorithm: Algorithm = "adamw",
 ) -> dict[str, Line]:
     """Bytes in use when a training step of one micro-batch may be at its peak; the largest is the peak.
 
-    Parameters, AdamW's two moments, rotary tables and workspaces are always there. Arguments as in `saved_activations`.
+    Parameters, the optimizer's state, rotary tables and workspaces are always there. Arguments as in
+    `saved_activations` and `optimizer_state`.
 
     - loss: all activations are kept, and the loss is being computed: the logits, and under bf16-mixed their float32
       copy, lie beside the two tensors of that size that are kept. The gradients of the step before are still there, as
@@ -99,12 +102,14 @@ def moments(
     - backward, last block: the gradients are gone but for the output projection's; the last block's activations are
       still all there (computed again, with checkpointing), with the gradients that flow through its feed-forward.
     - backward, first block: the gradients of all above it are there, and one block's activations.
-    - optimizer: all gradients, and AdamW's denominators for the largest group, the matrices.
+    - optimizer: all gradients, and what the step makes: AdamW's denominators for the largest group, the matrices, or
+      Muon's iteration on the largest stack of like matrices.
     """
     counted = count_parameters(config)
-    total, vectors = counted.total, counted.norms
+    total = counted.total
     tables = WIDE * config.context_length * config.head_width if config.position == "rope" else 0
-    resident = Line(0, 3 * WIDE * total + tables + (CUBLAS_WORKSPACES if backend == "cuda" else 0))
+    state = optimizer_state(config, algorithm)
+    resident = Line(0, WIDE * total + state + tables + (CUBLAS_WORKSPACES if backend == "cuda" else 0))
     gradients = Line(0, WIDE * total)
     saved = saved_activations(config, sequence_length, precision, checkpointing, backend)
     everything = _sum(saved)
@@ -122,8 +127,31 @@ def moments(
         "loss": resident + gradients + everything + Line(logits * (WIDE if precision == "float32" else 2 + WIDE)),
         "backward, last block": resident + head + below_top + recomputed + flowing,
         "backward, first block": resident + Line(0, WIDE * (total - below)) + block + flowing,
-        "optimizer": resident + gradients + Line(0, WIDE * (total - vectors)),
+        "optimizer": resident + gradients + Line(0, _made_by_optimizer(config, backend, algorithm)),
     }
+
+
+def optimizer_state(config: ModelConfig, algorithm: Algorithm = "adamw") -> int:
+    """Bytes of AdamW's two moments; with `lm.optim.Muon` the blocks' matrices have one momentum instead."""
+    counted = count_parameters(config)
+    in_muon = counted.attention + counted.ffn if algorithm == "muon" else 0
+    return WIDE * (2 * counted.total - in_muon)
+
+
+def _made_by_optimizer(config: ModelConfig, backend: Backend, algorithm: Algorithm) -> int:
+    counted = count_parameters(config)
+    matrices = counted.total - counted.norms
+    if algorithm == "adamw":
+        return WIDE * matrices
+    width, inner = config.d_model, config.ff_width
+    opening = config.num_layers * (ffn_matrices(config) - 1) * width * inner
+    stacks = [(counted.attention, 1.0), (opening, min(width, inner) / max(width, inner))]
+    if inner == width:  # all are alike
+        stacks = [(counted.attention + counted.ffn, 1.0)]
+    # The stack itself, the iteration's matrices before and after a round, and two squares of their shorter side.
+    narrow = 2 if backend == "cuda" else WIDE
+    iteration = max(round(count * (WIDE + narrow * (2 + 2 * ratio))) for count, ratio in stacks)
+    return max(iteration, WIDE * (matrices - counted.attention - counted.ffn))
 
 
 def largest_batch(at_moments: dict[str, Line], capacity: int) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from lm.accounting.memory import TrainingPrecision
+from lm.accounting.memory import Algorithm, TrainingPrecision
 from lm.model.config import ModelConfig
 
 _CHECKPOINT = ".ckpt"
@@ -25,6 +25,7 @@ class Workload:
         batch_size: sequences of one micro-batch on one device.
         precision: float32 or bf16-mixed.
         tokens: tokens of the whole training, where known.
+        algorithm: of the optimizer.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Workload:
     batch_size: int = 1
     precision: TrainingPrecision = "float32"
     tokens: int | None = None
+    algorithm: Algorithm = "adamw"
 
     def changed(
         self, batch_size: int | None = None, precision: TrainingPrecision | None = None, tokens: int | None = None
@@ -73,12 +75,15 @@ class _Settings:
     net: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
 
     def add(self, path: Path) -> None:
         content = _read(path)
         for name, into in (("data", self.data), ("trainer", self.trainer)):
             into.update(_section(content, name, path))
-        self.net.update(_section(_section(content, "model", path), "net", path))
+        model = _section(content, "model", path)
+        self.net.update(_section(model, "net", path))
+        self.optimizer.update(_section(model, "optimizer", path))
 
 
 def read_workload(names: list[str], net: dict[str, Any] | None = None) -> Workload:
@@ -173,6 +178,10 @@ def _training(start: Workload, settings: _Settings) -> Workload:
         if name not in _PRECISIONS:
             raise ValueError(f"trainer.precision is {name}; accounting knows {', '.join(get_args(TrainingPrecision))}")
         changes["precision"] = _PRECISIONS[name]
+    if (algorithm := settings.optimizer.get("algorithm")) is not None:
+        if algorithm not in get_args(Algorithm):
+            raise ValueError(f"algorithm is {algorithm!r}; accounting knows {', '.join(get_args(Algorithm))}")
+        changes["algorithm"] = algorithm
     batch = settings.data.get("batch_size")
     if isinstance(batch, int) and batch > 0:
         parts = [settings.trainer.get(key) for key in ("accumulate_grad_batches", "devices")]

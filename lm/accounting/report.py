@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 from lm.accounting.devices import Precision, device_names, devices, peak_flops
 from lm.accounting.flops import forward_flops, norm_flops, optimizer_step, recomputed_flops, training_flops_per_token
-from lm.accounting.memory import WIDE, Line, largest_batch, moments, saved_activations
+from lm.accounting.memory import WIDE, Line, largest_batch, moments, optimizer_state, saved_activations
 from lm.accounting.parameters import count_block_parameters, count_parameters
 from lm.accounting.presets import Workload
 
@@ -70,7 +70,8 @@ def full_account(
 def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[str, Any]:
     net, batch = workload.net, workload.batch_size
     total = count_parameters(net).total
-    at_moments = moments(net, net.context_length, workload.precision, checkpointing)
+    at_moments = moments(net, net.context_length, workload.precision, checkpointing, algorithm=workload.algorithm)
+    state = optimizer_state(net, workload.algorithm)
     peak = max(at_moments, key=lambda name: at_moments[name].at(batch))
     saved = saved_activations(net, net.context_length, workload.precision, checkpointing)
     activations = sum(saved.values(), Line(0))
@@ -81,10 +82,10 @@ def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[
     return {
         "parameters": WIDE * total,
         "gradients": WIDE * total,
-        "optimizer_state": 2 * WIDE * total,
+        "optimizer_state": state,
         "activations": {name: entry(line) for name, line in saved.items()},
         "activations_total": entry(activations),
-        "everything_kept": entry(activations + Line(0, 4 * WIDE * total)),
+        "everything_kept": entry(activations + Line(0, 2 * WIDE * total + state)),
         "moments": {name: entry(line) for name, line in at_moments.items()},
         "peak": {"moment": peak, **entry(at_moments[peak])},
         "largest_batch": {"memory": memory_bytes, "batch_size": largest_batch(at_moments, memory_bytes)},

@@ -67,6 +67,18 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert peak["bytes"] == peak["per_sequence"] + peak["fixed"]
 
 
+def test_the_optimizer_of_a_configuration_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overlay = tmp_path / "muon.yaml"
+    overlay.write_text("model: {optimizer: {algorithm: muon}}", encoding="utf-8")
+    with_adamw, with_muon = report(capsys, "gpt2-small"), report(capsys, "gpt2-small", overlay)
+    in_blocks = with_adamw["parameters"]["attention"] + with_adamw["parameters"]["ffn"]
+    saved = 4 * in_blocks
+    assert with_adamw["memory"]["optimizer_state"] - with_muon["memory"]["optimizer_state"] == saved
+    overlay.write_text("model: {optimizer: {algorithm: lion}}", encoding="utf-8")
+    assert main(["account", "gpt2-small", str(overlay)]) == 2
+    assert "adamw, muon" in capsys.readouterr().err
+
+
 def test_overlays_win_key_by_key(capsys: pytest.CaptureFixture[str]) -> None:
     overlay = CONFIGS / "ablations" / "silu.yaml"
     found = report(capsys, CONFIGS / "tinystories.yaml", overlay, "--net.num_layers", 2)["workload"]

@@ -8,10 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.memory import Row, checkpoint_blocks, measured_memory
-from lm.accounting import PRESETS, Line, TrainingPrecision, count_parameters, largest_batch, moments, saved_activations
+from benchmarks.allocations import peaks_by_operations
+from benchmarks.memory import Row, Training, checkpoint_blocks
+from lm.accounting import (
+    PRESETS,
+    Line,
+    TrainingPrecision,
+    count_parameters,
+    largest_batch,
+    moments,
+    optimizer_state,
+    saved_activations,
+)
 from lm.model import ModelConfig, TransformerLM, cross_entropy_loss
-from lm.optim import AdamW, parameter_groups
+from lm.optim import AdamW, Muon, muon_groups
 
 SMALL: dict[str, Any] = {
     "vocab_size": 304,
@@ -124,7 +134,8 @@ def test_dropout_masks_of_cuda_are_bytes() -> None:
 
 
 def measured(config: ModelConfig, batch: int, precision: TrainingPrecision, recompute: bool) -> dict[str, int]:
-    return measured_memory(Row("", config, batch, precision, recompute), torch.device("cpu"))
+    training = Training(Row("", config, batch, precision, recompute), torch.device("cpu"))
+    return peaks_by_operations(training.step, training.resident())
 
 
 SHAPES = {
@@ -167,18 +178,34 @@ def test_checkpointing_computes_the_last_block_again_above_all_inputs(precision:
     assert line["backward, last block"] == pytest.approx(measured(config, 24, precision, True)["backward"], rel=0.05)
 
 
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
 def test_optimizer_state_is_two_floats_a_parameter() -> None:
     config = ModelConfig(**SMALL)
-    model = TransformerLM(config)
-    optimizer = AdamW(parameter_groups(model.named_parameters(), 0.1))
-    cross_entropy_loss(model(torch.zeros((1, 4), dtype=torch.long)), torch.zeros((1, 4), dtype=torch.long)).backward()
-    optimizer.step()
-    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
-    assert sum(t.numel() * t.element_size() for t in tensors) == 8 * count_parameters(config).total
+    training = Training(Row("", config, 1, "float32"), torch.device("cpu"))
+    training.step()
+    assert isinstance(training.optimizer, AdamW)
+    assert state_bytes(training.optimizer) == optimizer_state(config) == 8 * count_parameters(config).total
+
+
+@pytest.mark.parametrize("ffn", ["swiglu", "silu"])
+@pytest.mark.parametrize("d_ff", [80, 48, 20])
+def test_muon(ffn, d_ff: int) -> None:
+    """Its momentum, and the iteration on the largest stack of matrices; 80 is wider than the model, 48 as wide."""
+    config = ModelConfig(**{**SMALL, "ffn": ffn, "d_ff": d_ff})
+    training = Training(Row("", config, 1, "float32"), torch.device("cpu"))
+    training.optimizer = Muon(muon_groups(training.model.named_parameters(), 0.1))
+    peaks = peaks_by_operations(training.step, training.resident())
+    line = moments(config, config.context_length, "float32", backend="cpu", algorithm="muon")
+    assert state_bytes(training.optimizer) == optimizer_state(config, "muon")
+    assert line["optimizer"].at(1) == pytest.approx(peaks["optimizer"], rel=0.005)
 
 
 def test_expression_of_the_write_up() -> None:
-    """Problem adamwAccounting (a): its own count gives its 53.45 and 72.85 GB; ours: docs/accounting.md."""
+    """Problem adamwAccounting (a): its own count gives its 53.45 and 72.85 GB; ours: docs/writeup/training.md."""
     net = PRESETS["gpt2-xl"].net
     time, width, heads, inner = net.context_length, net.d_model, net.num_heads, net.ff_width
     block = 9 * time * width + 2 * heads * time**2 + 5 * time * inner
