@@ -14,7 +14,7 @@ def sweep(study: Study) -> None:
     from lm.experiments.sweep import run_study
 
     rows = run_study(study)
-    columns = ["trial", "outcome", "loss", *study.search]
+    columns = ["trial", "outcome", "loss", *study.spaces]
     widths = [max(len(name), *(len(_cell(row.get(name))) for row in rows)) for name in columns] if rows else []
     for cells in [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]:
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))

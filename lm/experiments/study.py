@@ -29,6 +29,8 @@ class Study:
         name: folder of the study in lightning_logs.
         base: configurations given to `fit`, in order.
         search: spaces by key; seed_everything may be among them.
+        points: keys whose values belong together, such as a batch size and its number of steps; a grid runs each of
+            them with every combination of search.
         fixed: further keys of `fit` and their values.
         sampler: grid runs every combination of values; random and tpe draw `trials` of them.
         trials: runs in all, for random and tpe.
@@ -41,7 +43,8 @@ class Study:
 
     name: str
     base: list[str]
-    search: dict[str, Space]
+    search: dict[str, Space] = field(default_factory=dict)
+    points: list[dict[str, Any]] = field(default_factory=list)
     fixed: dict[str, Any] = field(default_factory=dict)
     sampler: Literal["grid", "random", "tpe"] = "grid"
     trials: int | None = None
@@ -51,8 +54,12 @@ class Study:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-]+", self.name):
             raise ValueError(f"study name {self.name!r} becomes a folder; use letters, digits, _ and - only")
-        if not self.search:
-            raise ValueError("search is empty; name at least one key")
+        if not self.search and not self.points:
+            raise ValueError("search is empty and there are no points; name at least one key")
+        if any(point.keys() != self.points[0].keys() or point.keys() & self.search for point in self.points):
+            raise ValueError("points must all name the same keys, and none of search's")
+        if self.points and self.sampler != "grid":
+            raise ValueError(f"sampler {self.sampler} draws from search only; use grid for points")
         if self.sampler == "grid" and not all(space.values for space in self.search.values()):
             raise ValueError("sampler grid needs values for every key; use random or tpe for low and high")
         if (self.sampler == "grid") != (self.trials is None):
@@ -60,7 +67,15 @@ class Study:
         if self.jobs < 1:
             raise ValueError(f"jobs is {self.jobs}, it must be at least 1")
 
+    @property
+    def spaces(self) -> dict[str, Space]:
+        """What each key that varies may be."""
+        keys = self.points[0] if self.points else {}
+        distinct = {key: list(dict.fromkeys(point[key] for point in self.points)) for key in keys}
+        return {**{key: Space(values) for key, values in distinct.items()}, **self.search}
+
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of values."""
+        """Every combination of values, in the order in which they are run."""
         columns = [space.values for space in self.search.values()]
-        return [dict(zip(self.search, row, strict=True)) for row in itertools.product(*columns)]
+        rows = [dict(zip(self.search, row, strict=True)) for row in itertools.product(*columns)]
+        return [{**point, **row} for point in self.points or [{}] for row in rows]

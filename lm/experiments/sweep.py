@@ -100,7 +100,7 @@ def _objective(trial: "optuna.Trial", definition: Study, bar: tqdm) -> float:
     """Run `fit` with the trial's values; its best validation loss."""
     import optuna
 
-    values = {key: _suggest(trial, key, space) for key, space in definition.search.items()}
+    values = {key: _suggest(trial, key, space) for key, space in definition.spaces.items()}
     if definition.sampler == "grid" and _is_taken(trial):
         raise optuna.TrialPruned
     folder = LOGS / definition.name / f"trial_{trial.number:04d}"
@@ -131,7 +131,7 @@ def _objective(trial: "optuna.Trial", definition: Study, bar: tqdm) -> float:
         return float("inf")
     if process.returncode != 0 or "best_loss" not in facts:
         lines = output.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""]
-        if "OutOfMemoryError" in lines[-1]:
+        if "out of memory" in lines[-1]:
             trial.set_user_attr("outcome", "out of memory")
             return float("inf")
         raise ValueError(f"run {folder} ended with code {process.returncode}: {lines[-1]} (see {output})")

@@ -87,6 +87,9 @@ def test_failing_run_is_told_in_one_line(tmp_path: Path, tiny_config: Path) -> N
         ({"trials": 3}, "give trials for random and tpe only"),
         ({"sampler": "tpe"}, "give trials for random and tpe only"),
         ({"jobs": 0}, "jobs is 0"),
+        ({"points": [{"y": 1}, {"z": 1}]}, "the same keys"),
+        ({"points": [{"x": 1}]}, "none of search's"),
+        ({"points": [{"y": 1}], "sampler": "tpe", "trials": 3}, "use grid for points"),
     ],
 )
 def test_definitions_that_make_no_sense(changes: dict[str, Any], message: str) -> None:
@@ -94,6 +97,14 @@ def test_definitions_that_make_no_sense(changes: dict[str, Any], message: str) -
     assert Study(**good).grid() == [{"x": 1}]
     with pytest.raises(ValueError, match=message):
         Study(**{**good, **changes})
+
+
+def test_points_are_run_with_every_combination() -> None:
+    points = [{"batch": 1, "steps": 8}, {"batch": 8, "steps": 1}]
+    study = Study("a", [], {"rate": Space([0.1, 0.2])}, points)
+    assert study.grid() == [{**point, "rate": rate} for point in points for rate in (0.1, 0.2)]
+    assert study.spaces == {"batch": Space([1, 8]), "steps": Space([8, 1]), "rate": Space([0.1, 0.2])}
+    assert Study("a", [], points=points).grid() == points
 
 
 @pytest.mark.parametrize("space", [{}, {"values": [1], "low": 0.0, "high": 1.0}, {"low": 2.0, "high": 1.0}])
