@@ -46,6 +46,7 @@ ONLY_IN = {
     "safetensors": ("export/",),
     "optuna": ("experiments/sweep.py",),
     "matplotlib": ("experiments/figures.py",),
+    "PIL": ("experiments/figures.py",),
     "lm_eval": ("export/harness.py", "commands/generation.py"),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

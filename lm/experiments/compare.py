@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,8 @@ FOLLOWERS = (
     "model.optimizer.min_learning_rate",
     "model.net.d_ff",
 )
+
+BASELINE = "baseline"  # label of runs in which every key has its usual value
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,20 @@ class Comparison:
             for group in self.groups
         )
 
+    def usual(self, keys: list[str]) -> dict[str, Any]:
+        """For each key the value that most of the kinds of runs have which these keys tell apart."""
+        kinds = list(dict.fromkeys(_values(run, keys) for run in self.runs))
+        counts = {key: Counter(kind[i] for kind in kinds).most_common(2) for i, key in enumerate(keys)}
+        return {key: most[0][0] for key, most in counts.items() if len(most) == 1 or most[0][1] > most[1][1]}
+
+    def label(self, values: dict[str, Any], keys: list[str]) -> str:
+        """What tells runs with these values apart: where each key has a usual value, only what differs from it."""
+        usual = self.usual(keys) if len(keys) > 1 else {}
+        if len(usual) == len(keys):
+            keys = [key for key in keys if _hashable(values[key]) != usual[key]]
+            return ", ".join(f"{self.short(key)} {number(values[key])}" for key in keys) or BASELINE
+        return ", ".join(_part(self.short(key), values[key], len(keys)) for key in keys)
+
     def short(self, key: str) -> str:
         """A key's last part, or all of it where two keys share that."""
         last = key.rpartition(".")[2]
@@ -101,8 +118,7 @@ def compare(runs: list[RunData]) -> Comparison:
         members.setdefault(_values(run, differing), []).append(run)
     for group in members.values():
         values = {key: group[0].config.get(key) for key in differing}
-        label = ", ".join(_part(comparison.short(key), values[key], len(naming)) for key in naming)
-        comparison.groups.append(Group(values, label, group))
+        comparison.groups.append(Group(values, comparison.label(values, naming), group))
     if (key := comparison.sweep_key) is not None:
         comparison.groups.sort(key=lambda group: group.values[key])
     return comparison

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm.experiments.compare import Comparison, Group, number
+from lm.experiments.compare import BASELINE, Comparison, Group, number
 from lm.experiments.curves import RunData, smooth
 from lm.training.resume import DIVERGED
 
@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#56B4E9", "#E69F00")
 STYLES = ("-", "--")
+COLOURS = 256  # of a PNG, which makes it a third as large
+MARKERS = "osDvP*h"
+MOST_TICKS = 8
 MOST_LINES = 12
+WITHIN = 0.5  # of the lowest loss: a perfect model's line further down would leave the curves no room
+BEYOND = 2  # times the median: losses above are named at the upper edge instead of squashing the rest
 AXES = {"steps": "optimizer steps", "tokens": "tokens seen", "seconds": "seconds of training"}
 LOSS = "loss (nats per token)"
 SETTINGS: Any = {
@@ -79,6 +84,8 @@ def draw_all(comparison: Comparison) -> list[Picture]:
             caption += " Light dots: single runs; points and bars: mean ± standard deviation over seeds."
         if any(group.diverged for group in comparison.groups):
             caption += " Crosses at the upper edge: runs that diverged."
+        if any(group.mean > _limit(comparison) for group in comparison.groups):
+            caption += " Triangles at the upper edge: losses beyond it."
         if any(not run.is_whole and run.status != DIVERGED for run in comparison.runs):
             caption += " Hollow points: runs that did not train to their end."
         title = f"{comparison.short(key)} against best validation loss"
@@ -92,6 +99,7 @@ def _picture(name: str, title: str, caption: str, draw: "Callable[[Figure], None
     from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     with rc_context(SETTINGS):
         figure = Figure(figsize=(11, height))
@@ -99,31 +107,49 @@ def _picture(name: str, title: str, caption: str, draw: "Callable[[Figure], None
         draw(figure)
         vector, raster = io.StringIO(), io.BytesIO()
         figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None, "Type": None, "Format": None})
-        figure.savefig(raster, format="png", dpi=120, metadata={"Software": None})
-    svg = vector.getvalue()
-    return Picture(name, title, caption, svg[svg.index("<svg") :], raster.getvalue())
+        figure.savefig(raster, format="png", dpi=100)
+    svg, small = vector.getvalue(), io.BytesIO()
+    Image.open(raster).convert("RGB").quantize(COLOURS).save(small, "png", optimize=True)
+    return Picture(name, title, caption, svg[svg.index("<svg") :], small.getvalue())
 
 
 def _lines(comparison: Comparison) -> tuple[list[Line], str]:
     """A line for each group, or for each run of a single group, and a remark on what is left out."""
-    groups, key = comparison.groups, comparison.sweep_key
+    groups, key, note = comparison.groups, comparison.sweep_key, ""
     if len(groups) == 1:
         runs = comparison.runs
         seeds = len({run.seed for run in runs}) == len(runs) > 1
         labels = [f"seed {run.seed}" for run in runs] if seeds else comparison.names
         entries = [(label, [run], None) for label, run in zip(labels, runs, strict=True)]
-    elif key is not None and (len(comparison.naming) == 1 or len(groups) > MOST_LINES):
+    elif key is not None and len(comparison.naming) == 1:
         entries = [(group.label, group.runs, float(group.values[key])) for group in groups]
         colours = _ordered_colours([value for _, _, value in entries if value is not None])
-        return [Line(*entry, colour, "-") for entry, colour in zip(entries, colours, strict=True)], ""
+        styles = STYLES if len(entries) <= MOST_LINES else STYLES[:1]
+        looks = [(colour, styles[i % len(styles)]) for i, colour in enumerate(colours)]
+        return [Line(*entry, *look) for entry, look in zip(entries, looks, strict=True)], ""
+    elif key is not None:
+        best = [min(groups, key=lambda group: _nan_last(group.mean)) for groups in _series(comparison, key).values()]
+        entries = [(f"{_name(comparison, key, g)} ({number(g.values[key])})", g.runs, None) for g in best]
+        note = f" Each at its best {comparison.short(key)}, in brackets; the table has all runs."
     else:
         entries = [(group.label, group.runs, None) for group in groups]
-    note = ""
     if len(entries) > MOST_LINES:
         best = sorted(entries, key=lambda entry: min((r.best_loss for r in entry[1]), key=_nan_last))
-        note = f" Of {len(entries)} kinds of runs the {MOST_LINES} best are drawn; the table has all."
+        note += f" Of {len(entries)} kinds of runs the {MOST_LINES} best are drawn; the table has all."
         entries = [entry for entry in entries if entry in best[:MOST_LINES]]
     return [Line(*entry, *_look(i)) for i, entry in enumerate(entries)], note
+
+
+def _series(comparison: Comparison, key: str) -> dict[str, list[Group]]:
+    """The groups by all that names them but `key`, the usual kind first."""
+    series: dict[str, list[Group]] = {}
+    for group in sorted(comparison.groups, key=lambda group: _name(comparison, key, group) != BASELINE):
+        series.setdefault(_name(comparison, key, group), []).append(group)
+    return series
+
+
+def _name(comparison: Comparison, key: str, group: Group) -> str:
+    return comparison.label(group.values, [other for other in comparison.naming if other != key])
 
 
 def _nan_last(value: float) -> float:
@@ -148,7 +174,10 @@ def _colour_map() -> Any:
 
 
 def _ordered_colours(values: list[float]) -> list[Any]:
-    scale, colours = _scale(values), _colour_map()
+    """By rank where a legend names each value, else by place on the scale, as the colour bar shows it."""
+    colours, scale = _colour_map(), _scale(values)
+    if len(values) <= MOST_LINES:
+        return list(colours(np.linspace(0, 1, len(values))))
     return [colours(float(scale(value))) for value in values]
 
 
@@ -172,13 +201,15 @@ def _draw_curves(figure: "Figure", comparison: Comparison, lines: list[Line], ax
         loss = np.concatenate([curve.loss for curve in curves])
         starts = [curve.x(axis)[0] for curve in curves if len(curve.steps)]
         ends = [curve.x(axis)[-1] for curve in curves if len(curve.steps)]
-        perfect = sorted({round(run.irreducible[split], 4) for run in drawn if split in run.irreducible})
+        within = WITHIN * np.nanmin(loss, initial=math.inf)
+        known = {round(run.irreducible[split], 4) for run in drawn if split in run.irreducible}
+        perfect = sorted(value for value in known if value > within)
         for value in perfect:
             axes.axhline(value, color="#555555", linestyle=(0, (5, 3)), linewidth=1.2)
             axes.annotate(
                 f"perfect model: {value:.4g}",
                 (1, value),
-                (-2, 3),
+                (-2, -13),
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
                 ha="right",
@@ -187,7 +218,7 @@ def _draw_curves(figure: "Figure", comparison: Comparison, lines: list[Line], ax
             )
         if starts and min(starts) > 0 and max(ends) / min(starts) > 30:
             axes.set_xscale("log")
-        _loss_scale(axes, [*loss[np.isfinite(loss)], *perfect])
+        _loss_scale(axes, list(loss[np.isfinite(loss)]))
         _plain_numbers(axes, axis)
         axes.set_xlabel(AXES[axis])
     left.set_ylabel(f"validation {LOSS}")
@@ -240,42 +271,44 @@ def _with_fate(line: Line) -> str:
     return f"{line.label} (diverged)" if diverged == len(line.runs) else f"{line.label} ({diverged} diverged)"
 
 
+def _limit(comparison: Comparison) -> float:
+    """Highest loss that a sweep draws in its place."""
+    means = [group.mean for group in comparison.groups if group.losses()]
+    return BEYOND * float(np.median(means)) if means else math.inf
+
+
 def _draw_sweep(figure: "Figure", comparison: Comparison, key: str) -> None:
     axes = figure.subplots()
-    others = [other for other in comparison.naming if other != key]
-    series: dict[tuple[str, ...], list[Group]] = {}
-    for group in comparison.groups:
-        series.setdefault(tuple(f"{comparison.short(k)} {number(group.values[k])}" for k in others), []).append(group)
-    for i, (names, groups) in enumerate(series.items()):
+    series, edge = _series(comparison, key), axes.get_xaxis_transform()
+    limit = _limit(comparison)
+    for i, (name, groups) in enumerate(series.items()):
         colour, style = _look(i)
-        alive = [group for group in groups if group.losses()]
+        alive = [group for group in groups if group.mean <= limit]
         x = [group.values[key] for group in alive]
-        axes.plot(x, [group.mean for group in alive], style, color=colour, linewidth=1.6, label=", ".join(names))
+        axes.plot(x, [group.mean for group in alive], style, color=colour, linewidth=1.6, label=name)
         for group in alive:
             whole = all(run.is_whole or run.status == DIVERGED for run in group.runs)
             bars = None if math.isnan(group.deviation) else group.deviation
-            face = colour if whole else "white"
-            axes.errorbar(
-                group.values[key],
-                group.mean,
-                bars,
-                fmt="o",
-                color=colour,
-                markerfacecolor=face,
-                markersize=7,
-                capsize=4,
-            )
+            look: Any = {"fmt": MARKERS[i % len(MARKERS)], "color": colour, "markersize": 7, "capsize": 4}
+            axes.errorbar(group.values[key], group.mean, bars, markerfacecolor=colour if whole else "white", **look)
             if bars is not None:
                 axes.plot([group.values[key]] * len(group.losses()), group.losses(), "o", color=colour, alpha=0.35)
+        height = 0.97 - 0.06 * i
+        for group in groups:
+            if group.mean > limit:
+                at = (group.values[key], height)
+                axes.plot(*at, "^", color=colour, markersize=9, transform=edge)
+                axes.annotate(f"{group.mean:.2f}", at, (8, -5), xycoords=edge, textcoords="offset points", fontsize=10)
         lost = [group.values[key] for group in groups if group.diverged]
-        edge = axes.get_xaxis_transform()
-        axes.plot(lost, [0.97 - 0.04 * i] * len(lost), "X", color=colour, markersize=10, transform=edge)
-    alive = [group for group in comparison.groups if group.losses()]
-    values = [group.values[key] for group in comparison.groups]
-    if _wide(values, 10):
+        axes.plot(lost, [height] * len(lost), "X", color=colour, markersize=10, transform=edge)
+    alive = [group for group in comparison.groups if group.mean <= limit]
+    values = sorted({group.values[key] for group in comparison.groups})
+    if _wide(values, 3):
         axes.set_xscale("log")
-    losses = [group.mean for group in alive]
-    _loss_scale(axes, losses)
+        if len(values) <= MOST_TICKS:
+            axes.set_xticks(values, [number(value) for value in values])
+            axes.set_xticks([], minor=True)
+    _loss_scale(axes, [group.mean for group in alive])
     if alive:
         best = min(alive, key=lambda group: group.mean)
         axes.annotate(
@@ -286,6 +319,11 @@ def _draw_sweep(figure: "Figure", comparison: Comparison, key: str) -> None:
             ha="center",
         )
     axes.margins(x=0.08, y=0.18)
+    if any(group.diverged or group.mean > limit for group in comparison.groups):
+        low, high = axes.get_ylim()
+        room = 0.07 * len(series)  # above the lines, for crosses and triangles
+        is_log = axes.get_yscale() == "log"
+        axes.set_ylim(low, high * (high / low) ** room if is_log else high + (high - low) * room)
     axes.set_xlabel(key)
     axes.set_ylabel(f"best validation {LOSS}")
     if len(series) > 1:

@@ -31,7 +31,7 @@ def write_csv(comparison: Comparison) -> str:
 
 
 def write_html(title: str, comparison: Comparison, pictures: list[Picture]) -> str:
-    parts = [f"<h1>{html.escape(title)}</h1>"]
+    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in _summary(comparison))]
     for heading, table in _tables(comparison):
         parts += [f"<h2>{heading}</h2>", _html_table(table)]
     for picture in pictures:
@@ -44,7 +44,7 @@ def write_html(title: str, comparison: Comparison, pictures: list[Picture]) -> s
 
 
 def write_markdown(title: str, comparison: Comparison, pictures: list[Picture]) -> str:
-    parts = [f"# {_inline(title)}"]
+    parts = [f"# {_inline(title)}", *map(_inline, _summary(comparison))]
     for heading, (names, rows) in _tables(comparison):
         lines = [names, ["---"] + ["---:"] * (len(names) - 1), *([_inline(cell) for cell in row] for row in rows)]
         parts += [f"## {heading}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
@@ -75,8 +75,39 @@ def _row(comparison: Comparison, index: int) -> dict[str, Any]:
     }
 
 
+def _shared(comparison: Comparison) -> dict[str, Any]:
+    """What is the same in all of several runs, and need not be a column."""
+    first, *others = [_row(comparison, i) for i in range(len(comparison.runs))]
+    return {name: value for name, value in first.items() if others and all(row[name] == value for row in others)}
+
+
+def _summary(comparison: Comparison) -> list[str]:
+    """The best run, what all runs share, and what they ran on."""
+    runs = comparison.runs
+    lines = []
+    alive = [(run.best_loss, i) for i, run in enumerate(runs) if math.isfinite(run.best_loss)]
+    if len(alive) > 1:
+        best = comparison.names[min(alive)[1]]
+        group = next(group for group in comparison.groups if runs[min(alive)[1]] in group.runs)
+        label = f" ({group.label})" if group.label else ""
+        lines.append(f"Best of {len(runs)} runs: {best}{label}, {min(alive)[0]:.4f} nats per token.")
+    if shared := _shared(comparison):
+        told = ", ".join(f"{name.replace('_', ' ')} {_cell(name, value)}" for name, value in shared.items())
+        lines.append(f"The same in all runs: {told}.")
+    facts = {"precision": "", "torch": "torch ", "started": "", "cpu_cores": "CPU cores: "}
+    seen = {
+        name: sorted({str(run.facts[name]).partition("T")[0] for run in runs if name in run.facts}) for name in facts
+    }
+    ran = "; ".join(f"{words}{', '.join(seen[name])}" for name, words in facts.items() if seen[name])
+    return [*lines, f"Made with {ran}."] if ran else lines
+
+
 def _tables(comparison: Comparison) -> list[tuple[str, Table]]:
-    rows = [_row(comparison, i) for i in range(len(comparison.runs))]
+    shared = _shared(comparison)
+    rows = [
+        {name: value for name, value in _row(comparison, i).items() if name not in shared}
+        for i in range(len(comparison.runs))
+    ]
     names = [comparison.short(n) if n in comparison.differing else n.replace("_", " ") for n in rows[0]]
     tables = [("Runs", (names, [[_cell(name, value) for name, value in row.items()] for row in rows]))]
     if len(comparison.groups) < len(comparison.runs):

@@ -10,6 +10,8 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 
 from lm.cli import main
+from lm.experiments.compare import compare
+from lm.experiments.curves import read_run
 
 SAMPLE = "<b>Tom & Lily</b> found a ``` box."
 
@@ -64,6 +66,23 @@ def test_tables_groups_and_diverged_runs(study: Path, tmp_path: Path) -> None:
     for values in ((2.0, 2.1, 2.4), (1.7, 1.8, 1.9)):
         assert f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}" in markdown
     assert (output / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kinds_are_named_by_what_is_unusual(tmp_path: Path) -> None:
+    def kind(name: str, norm: str, position: str, rate: float) -> Path:
+        folder = make_run(tmp_path / name, rate, 0, 2.0)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["model"]["net"] = {"norm": norm, "position": position}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        return folder
+
+    kinds = {"a": ("rms", "rope"), "b": ("none", "rope"), "c": ("rms", "none")}
+    folders = [kind(f"{name}{rate}", *values, rate) for name, values in kinds.items() for rate in (0.1, 0.2, 0.3)]
+    comparison = compare([read_run(folder) for folder in folders])
+    assert comparison.sweep_key == "model.optimizer.max_learning_rate"
+    keys = ["model.net.norm", "model.net.position"]
+    labels = dict.fromkeys(comparison.label(group.values, keys) for group in comparison.groups)
+    assert list(labels) == ["baseline", "norm none", "position none"]
 
 
 def test_page_stands_alone_and_escapes(study: Path, tmp_path: Path) -> None:
