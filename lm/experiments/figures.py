@@ -208,11 +208,10 @@ def _draw_curves(figure: "Figure", comparison: Comparison, lines: list[Line], ax
             axes.axhline(value, color="#555555", linestyle=(0, (5, 3)), linewidth=1.2)
             axes.annotate(
                 f"perfect model: {value:.4g}",
-                (1, value),
-                (-2, -13),
+                (0, value),
+                (4, 3),
                 xycoords=("axes fraction", "data"),
                 textcoords="offset points",
-                ha="right",
                 color="#444444",
                 fontsize=10,
             )
