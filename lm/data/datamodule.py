@@ -32,7 +32,7 @@ class TokenDataModule(LightningDataModule):
         valid_batch_size: sequences per validation batch on each device; changes memory, never the loss.
         seed: draws the training windows; on the command line taken from seed_everything.
         order: random draws every training window anywhere; shuffled reads every token once an epoch, in windows cut
-            anew for each and shuffled, which pays where the text is read several times.
+            anew for each and shuffled, for a text that is read several times.
         data_dir: folder for text and token files.
         tokenizers_dir: folder for trained tokenizers.
         stories: size and seeds of source stories.

@@ -25,8 +25,7 @@ class OptimizerConfig:
     """The optimizer, its schedule and clipping.
 
     Args:
-        algorithm: adamw, or muon for the blocks' matrices with AdamW for the rest: better where text is scarce, for a
-            tenth more time a step.
+        algorithm: adamw, or muon for the blocks' matrices with AdamW for the rest.
         max_learning_rate: peak of the schedule, reached after the warmup.
         min_learning_rate: end of the cosine.
         warmup_iters: optimizer steps of linear warmup.

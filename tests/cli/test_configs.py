@@ -66,7 +66,12 @@ def test_main_run_has_the_courses_shape_and_budget(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("quickstart", 2_457_600), ("tinystories_cpu", 40_960_000), ("openwebtext", 327_680_000)],
+    [
+        ("quickstart", 2_457_600),
+        ("tinystories_cpu", 40_960_000),
+        ("data_efficiency", 40_960_000),
+        ("openwebtext", 327_680_000),
+    ],
 )
 def test_budgets_are_those_of_the_readme(name: str, expected: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert tokens(parsed(capsys, CONFIGS / f"{name}.yaml")) == expected
