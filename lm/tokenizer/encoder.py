@@ -38,7 +38,7 @@ from lm.tokenizer.pretokenize import END_OF_TEXT, EncodedChunk, Errors, Span
 FIRST_SHORT, MOST_SHORT = 1 << 16, 1 << 20  # entries; what fills the largest tables is forgotten
 FIRST_LONG, MOST_LONG = 1 << 14, 1 << 18
 GROWTH = 2
-CHUNK = 1 << 21  # ids are handed on when there are about so many
+CHUNK = 1 << 20  # ids are handed on when there are about so many; numpy asks for large pages for more: they can stall
 
 
 class Merges:
