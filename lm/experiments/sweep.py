@@ -43,7 +43,7 @@ def run_study(definition: Study) -> list[dict[str, Any]]:
     except ImportError:
         raise ValueError("studies need Optuna, which is not installed; run: pip install -e '.[sweep]'") from None
 
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a failed run is raised, in one line
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats are called so
     folder = LOGS / definition.name
     folder.mkdir(parents=True, exist_ok=True)

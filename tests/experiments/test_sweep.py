@@ -4,9 +4,11 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,26 @@ def test_killed_study_goes_on_and_diverged_runs_are_results(tmp_path: Path, tiny
         assert 0 < loss < math.log(300)
     again = start(tmp_path, path)
     assert again.communicate(timeout=100)[0] == shown  # nothing left to do
+
+
+def test_ctrl_c_ends_the_runs_in_flight_and_leaves_them_to_be_tried_again(tmp_path: Path, tiny_config: Path) -> None:
+    path = study_file(tmp_path, tiny_config, [1e-2, 3e-3, 1e-3])
+    definition = json.loads(path.read_text())
+    definition["study"]["jobs"] = 2
+    path.write_text(json.dumps(definition))
+    study = start(tmp_path, path)
+    while not results(tmp_path):
+        assert study.poll() is None, study.communicate()
+        time.sleep(0.1)
+    os.killpg(study.pid, signal.SIGINT)  # as a terminal does
+    _, errors = study.communicate(timeout=60)
+    assert (study.returncode, errors.splitlines()[-1]) == (130, "interrupted")
+    assert "Traceback" not in errors
+    with closing(sqlite3.connect(tmp_path / "lightning_logs" / "rates" / "study.db")) as stored:
+        states = [state for (state,) in stored.execute("select state from trials")]
+    assert len(states) == 3
+    assert "FAIL" in states
+    assert "RUNNING" not in states  # which would make the next launch wait until they count as dead
 
 
 def test_failing_run_is_told_in_one_line(tmp_path: Path, tiny_config: Path) -> None:
