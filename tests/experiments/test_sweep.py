@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from lm.experiments import sweep
 from lm.experiments.study import Space, Study
+from lm.training.memory import MemoryAdvice
 
 SWEEP = """
 import sys
@@ -98,6 +100,14 @@ def test_failing_run_is_told_in_one_line(tmp_path: Path, tiny_config: Path) -> N
     _, errors = done.communicate(timeout=100)
     assert done.returncode == 2
     assert "min_learning_rate 0.0 must lie between 0 and max_learning_rate -1.0" in errors.splitlines()[-1]
+
+
+def test_running_out_of_memory_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = f"error: {MemoryAdvice().line} on cuda:0; lower something"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", f"import sys; sys.exit({line!r})"])
+    (row,) = sweep.run_study(Study("full", [], {"data.batch_size": Space([4096])}))
+    assert row == {"trial": 0, "outcome": "out of memory", "loss": math.inf, "data.batch_size": 4096}
 
 
 @pytest.mark.parametrize(
