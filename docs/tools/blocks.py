@@ -109,7 +109,7 @@ def accept(command: str) -> None:
     Raises:
         ValueError: it does not take the command.
     """
-    name, *arguments = shlex.split(command)[3:]
+    name, *arguments = shlex.split(re.sub(r"\$\w+", "1", command))[3:]  # a shell's variable
     if name not in COMMANDS:
         raise ValueError(f"{command}: there is no command {name}")
     if name == "fit" and "--ckpt_path" in arguments:  # of a run that only the reader has
