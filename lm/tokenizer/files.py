@@ -65,7 +65,10 @@ def read_vocab(path: Path) -> dict[int, bytes]:
         if id_ in vocab:
             raise ValueError(f"{path}: id {id_} is given twice, the second time to {text!r}; keep one")
         seen.add(text)
-        vocab[id_] = _to_bytes(text, str(path))
+        try:
+            vocab[id_] = _to_bytes(text)
+        except KeyError as error:
+            raise _not_a_byte(str(path), error, text) from None
     return vocab
 
 
@@ -80,17 +83,22 @@ def read_merges(path: Path) -> list[tuple[bytes, bytes]]:
 
 
 def _merge_lines(path: Path) -> Iterator[tuple[bytes, bytes]]:
+    tokens = _Tokens()
     for number, line in enumerate(_read(path).split("\n"), 1):
         line = line.removesuffix("\r")
         if not line or (number == 1 and line.startswith("#version")):
             continue
-        where = f"{path}, line {number}"
-        parts = line.split(" ")
-        if len(parts) != 2 or not all(parts):
+        left, _, right = line.partition(" ")
+        if not left or not right or " " in right:
             raise ValueError(
-                f"{where}: {line!r} is not two tokens with one space between them; fetch or train it again"
+                f"{path}, line {number}: {line!r} is not two tokens with one space between them; "
+                "fetch or train it again"
             )
-        yield _to_bytes(parts[0], where), _to_bytes(parts[1], where)
+        try:
+            yield tokens[left], tokens[right]
+        except KeyError as error:
+            token = left if error.args[0] in left else right
+            raise _not_a_byte(f"{path}, line {number}", error, token) from None
 
 
 def special_tokens(vocab: dict[int, bytes], merges: list[tuple[bytes, bytes]]) -> list[str]:
@@ -123,10 +131,19 @@ def _to_text(token: bytes) -> str:
     return "".join([_TO_TEXT[byte] for byte in token])
 
 
-def _to_bytes(text: str, where: str) -> bytes:
-    try:
-        return bytes([_TO_BYTE[character] for character in text])
-    except KeyError as error:
-        raise ValueError(
-            f"{where}: {error.args[0]!r} in {text!r} stands for no byte in GPT-2's form; fetch or train it again"
-        ) from None
+def _to_bytes(text: str) -> bytes:
+    return bytes([_TO_BYTE[character] for character in text])
+
+
+class _Tokens(dict[str, bytes]):
+    """Tokens by GPT-2's form; merges name the same ones again and again."""
+
+    def __missing__(self, text: str) -> bytes:
+        self[text] = token = _to_bytes(text)
+        return token
+
+
+def _not_a_byte(where: str, error: KeyError, text: str) -> ValueError:
+    return ValueError(
+        f"{where}: {error.args[0]!r} in {text!r} stands for no byte in GPT-2's form; fetch or train it again"
+    )

@@ -10,11 +10,13 @@ import os
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import regex
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -59,7 +61,7 @@ class EncodedChunk(NamedTuple):
         documents: documents that begin in it.
     """
 
-    ids: npt.NDArray[np.unsignedinteger]
+    ids: "npt.NDArray[np.unsignedinteger]"
     num_bytes: int
     text_bytes: int
     documents: int

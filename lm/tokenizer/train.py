@@ -6,8 +6,6 @@ from collections import Counter, defaultdict
 from itertools import pairwise
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lm.tokenizer.layout import LOAD_FROM
 from lm.tokenizer.pretokenize import COUNTS, PRE_TOKEN, Span, SpecialTokens, checked_workers, read_text, text_file
 
@@ -81,6 +79,8 @@ def _is_fast(num_bytes: int) -> bool:
 
 
 def _count_pre_tokens(paths: list[Path], specials: SpecialTokens, progress: bool) -> Counter[str]:
+    from tqdm import tqdm  # not to encode a sentence
+
     counts: Counter[str] = Counter()
     total = sum(path.stat().st_size for path in paths)
     with tqdm(total=total, desc="counting", unit="B", unit_scale=True, disable=not progress) as bar:
@@ -94,6 +94,8 @@ def _count_pre_tokens(paths: list[Path], specials: SpecialTokens, progress: bool
 
 def _merge(counts: Counter[str], tokens: list[bytes], vocab_size: int, progress: bool) -> list[tuple[bytes, bytes]]:
     """Merge until there are vocab_size tokens or no pairs; adds to `tokens` and returns the merges."""
+    from tqdm import tqdm
+
     words = [list(pre_token.encode()) for pre_token in counts]
     frequencies = list(counts.values())
     pair_counts: defaultdict[Pair, int] = defaultdict(int)
