@@ -23,7 +23,8 @@ BURST = 8
 class Batch:
     """Rows that are read and drawn together; all of it stays on the device between two bursts of steps.
 
-    With a decoder on a CUDA device, one step is a CUDA graph: recorded once, then started as a whole.
+    With a decoder on a CUDA device, one step is a CUDA graph: recorded once, then started as a whole. There the next
+    burst runs while the caller reads the last one.
 
     Args:
         model: reads token by token through its forward pass (the reference), or as a decoder (fast).
@@ -67,14 +68,18 @@ class Batch:
         self.seen_BV = None
         if sampling.repetition_penalty != 1:
             self.seen_BV = torch.zeros(batch_size, vocab_size, device=device, dtype=torch.bool)
+        self.moving: list[int] = []  # rows that each step takes one token further
+        self.ahead = 0  # steps of the next burst that are under way
         self.graph: torch.cuda.CUDAGraph | None = None
         self.may_record = device.type == "cuda" and self.decoder is not None
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[Sequence[int]], seeds: list[int]) -> None:
         """Forget everything; the rows will draw by `seeds`, and the penalty concerns what is in `prompts`."""
-        self.uniforms = Uniforms(seeds)
+        if self.sampling.temperature > 0:
+            self.uniforms = Uniforms(seeds)
         self.held = [0] * len(prompts)
+        self.ahead = 0
         if self.seen_BV is not None:
             self.seen_BV.zero_()
             for row, prompt in enumerate(prompts):
@@ -93,32 +98,48 @@ class Batch:
         Returns:
             The ids and, if asked for, the log-probabilities: (steps, B).
         """
+        steps = self.ahead or self._begin(windows, active, limit)
+        for row in active:
+            self.held[row] = len(windows[row]) + steps - 1
+        ids_NB = self.ids_NB[:steps].tolist()
+        logprobs_NB = [] if self.logprobs_NB is None else self.logprobs_NB[:steps].tolist()
+        self.ahead = 0
+        if self.graph is not None and self.moving == active:
+            room = min(self.model.config.context_length - self.held[row] for row in active)
+            self.ahead = min(limit - steps, self.burst, room)
+            self._advance(self.ahead, self.cache.max_length)
+        return ids_NB, logprobs_NB
+
+    def _begin(self, windows: list[list[int]], active: list[int], limit: int) -> int:
+        """Start a burst, or read whole windows and draw once; see `run`. Returns the steps."""
         grown = [row for row in active if len(windows[row]) == self.held[row] + 1 > 1]
         fresh = [row for row in active if row not in grown]
         room = min(self.model.config.context_length - self.held[row] for row in active)
         steps = 1 if fresh else min(limit, self.burst, room)
-        if self.sampling.temperature > 0:
-            self.uniforms_NB[:steps] = self.uniforms.next(steps).to(self.uniforms_NB)
-        self.step_1.zero_()
+        self.moving = grown
         # Rows that are not read come along in slot 0, which is filled anew or never read again.
         rows = range(len(windows))
         self.tokens_B.copy_(self._tensor([windows[row][-1] for row in rows]))
         self.cache.lengths.copy_(self._tensor([self.held[row] if row in grown else 0 for row in rows]))
         self.advance_B.copy_(self._tensor([int(row in grown) for row in rows]))
         used = 1 + max((self.held[row] for row in grown), default=0)
-        if fresh:
-            logits_BV = self._read(used) if grown else None
-            fresh_BV = self._prefill([windows[row] for row in fresh], fresh)
-            if logits_BV is None:
-                logits_BV = fresh_BV.new_zeros(len(windows), self.vocab_size)
-            logits_BV[fresh] = fresh_BV
-            self._draw(logits_BV)
-        else:
+        if not fresh:
             self._advance(steps, used)
-        for row in active:
-            self.held[row] = len(windows[row]) + steps - 1
-        logprobs = [] if self.logprobs_NB is None else self.logprobs_NB[:steps].tolist()
-        return self.ids_NB[:steps].tolist(), logprobs
+            return steps
+        self._prepare(steps)
+        logits_BV = self._read(used) if grown else None
+        fresh_BV = self._prefill([windows[row] for row in fresh], fresh)
+        if logits_BV is None:
+            logits_BV = fresh_BV.new_zeros(len(windows), self.vocab_size)
+        logits_BV[fresh] = fresh_BV
+        self._draw(logits_BV)
+        return steps
+
+    def _prepare(self, steps: int) -> None:
+        """Random numbers for some steps, and the first of them is next."""
+        if self.sampling.temperature > 0:
+            self.uniforms_NB[:steps] = self.uniforms.next(steps).to(self.uniforms_NB)
+        self.step_1.zero_()
 
     def _prefill(self, windows: list[list[int]], rows: list[int]) -> Tensor:
         """Read whole windows into the cache's `rows`; logits after each."""
@@ -158,6 +179,7 @@ class Batch:
         self.cache.lengths += self.advance_B
 
     def _advance(self, steps: int, used: int) -> None:
+        self._prepare(steps)
         if self.may_record and self.graph is None:
             self._record()
         for index in range(steps):

@@ -93,17 +93,14 @@ class FakeGraph:
         self.recorded()
 
 
-@pytest.mark.parametrize("works", [True, False])
-@pytest.mark.parametrize("sampling", [GREEDY, PENALIZED])
-def test_recorded_steps(works: bool, sampling: SamplingConfig, monkeypatch: pytest.MonkeyPatch):
-    """The logic around CUDA graphs, without CUDA: a recording leaves no trace, and all slots are attended to."""
-    model = build()
-    expected = rows_of(generate(model, PROMPTS, 30, sampling, seed=2))
+@pytest.fixture(params=[True, False], ids=["recorded", "not recorded"])
+def recorded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[FakeGraph]:
+    """The logic around CUDA graphs, without CUDA: graphs as they are recorded, none where that does not work."""
     recorded = []
 
     @contextlib.contextmanager
     def record(graph: FakeGraph) -> Iterator[None]:
-        if not works:
+        if not request.param:
             raise RuntimeError("operation not permitted when stream is capturing")
         batch = sys._getframe(2).f_locals["self"]
         graph.recorded = lambda: batch._step(batch.cache.max_length)
@@ -120,13 +117,38 @@ def test_recorded_steps(works: bool, sampling: SamplingConfig, monkeypatch: pyte
 
     def may_record(self: Batch, *arguments: Any) -> None:
         init(self, *arguments)
-        self.may_record = True
+        self.may_record = self.decoder is not None
 
     monkeypatch.setattr(Batch, "__init__", may_record)
+    return recorded
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, PENALIZED])
+def test_recorded_steps(recorded: list[FakeGraph], sampling: SamplingConfig):
+    """A recording leaves no trace, is used again, and attends to all slots."""
+    model = build()
+    expected = rows_of(generate(model, PROMPTS, 30, sampling, seed=2))
     decoder = Decoder(model)
     for _ in range(2):
         assert rows_of(generate(decoder, PROMPTS, 30, sampling, seed=2)) == expected
-    assert len(recorded) == int(works)  # once for both generations
+    assert len(recorded) <= 1
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, PENALIZED])
+@pytest.mark.parametrize("context", [CONTEXT, 64])
+def test_a_burst_that_runs_ahead(recorded: list[FakeGraph], context: int, sampling: SamplingConfig):
+    """Rows that end meanwhile, a text that is given up, and the next one: as without."""
+    model = build(context_length=context)
+    free = rows_of(generate(model, PROMPTS, 50, sampling, seed=2))
+    decoder = Decoder(model)
+    for stop in ({free[0][9]}, {free[1][20], free[2][30]}, set[int]()):
+        steps = generate(decoder, PROMPTS, 50, sampling, seed=2)
+        assert [token and token.id for token in next(itertools.islice(steps, 6, 7))] == [row[6] for row in free]
+        steps.close()
+        (batch,) = decoder.batches.values()
+        assert (batch.ahead > 0) == (batch.graph is not None and context == 64)
+        expected = [list(itertools.takewhile(lambda x, stop=stop: x not in stop, row)) for row in free]
+        assert rows_of(generate(decoder, PROMPTS, 50, sampling, stop, seed=2)) == expected
 
 
 def test_logprobs_are_the_models_own():
