@@ -7,6 +7,7 @@ no time is left for is said to be skipped.
 """
 
 import argparse
+import copy
 import itertools
 import os
 import tempfile
@@ -114,15 +115,24 @@ def _timed(run: Continue, cell: Cell, new: int) -> tuple[float, list[list[int]]]
     return time.perf_counter() - began, rows
 
 
-def equal_tokens(rows: list[list[int]], reference: list[list[int]]) -> str:
-    """`all`, or how many ids come before the first different one of each row."""
+def equal_tokens(rows: list[list[int]], reference: list[list[int]], cell: Cell) -> str:
+    """`all`; or how many rows are, and of the others how many ids are before the first different one.
+
+    How far the model's logits of the two ids are apart there, in float64, tells a tie that rounding decides from a bug.
+    """
     if rows == reference:
         return "all"
-    agreed = [
-        next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        for a, b in zip(rows, reference, strict=True)
-    ]
-    return f"{sum(a == b for a, b in zip(rows, reference, strict=True))} of {len(rows)} rows, others from {min(agreed)}"
+    model = copy.deepcopy(cell.model).double()
+    firsts, gaps = [], []
+    for prompt, row, other in zip(cell.prompts, rows, reference, strict=True):
+        if row != other:
+            first = next(i for i, (x, y) in enumerate(zip(row, other, strict=True)) if x != y)
+            with torch.no_grad():
+                logits_V = model(torch.tensor([prompt + row[:first]], device=cell.device))[0, -1]
+            firsts.append(first)
+            gaps.append(abs(float(logits_V[row[first]] - logits_V[other[first]])))
+    equal = len(rows) - len(firsts)
+    return f"{equal} of {len(rows)} rows, others from {min(firsts)} on, by logits at most {max(gaps):.1e} apart"
 
 
 def compare(cells: list[Cell], new: int, repeats: int, limit: float) -> list[dict[str, Any]]:
@@ -138,7 +148,7 @@ def compare(cells: list[Cell], new: int, repeats: int, limit: float) -> list[dic
         row = {"shape": cell.shape, "dtype": dtype, "batch": len(cell.prompts), "mode": mode, **result}
         if ids := row.pop("ids", None):
             row["ms_per_token"] = 1000 * row["seconds"] / new
-            row["equal"] = equal_tokens(ids, references[index])
+            row["equal"] = equal_tokens(ids, references[index], cell)
         results.append(row)
         print(_line(row), flush=True)
 

@@ -25,6 +25,12 @@ def test_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Ca
     assert generation.compare(cells[:1], 3, 1, limit=0)[2]["error"] == "skipped: no time left"
 
 
-def test_equal_tokens() -> None:
-    assert generation.equal_tokens([[1, 2], [3, 4]], [[1, 2], [3, 4]]) == "all"
-    assert generation.equal_tokens([[1, 2], [3, 5]], [[1, 2], [3, 4]]) == "1 of 2 rows, others from 1"
+def test_equal_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(generation, "SHAPES", {"tiny": ModelConfig(300, 64, d_model=16, num_layers=1, num_heads=2)})
+    (cell,) = generation.cells(["tiny"], [2], torch.device("cpu"), tmp_path)
+    with torch.no_grad():
+        logits_V = cell.model(torch.tensor([[*cell.prompts[1], 3]]))[0, -1]
+    gap = f"{abs(float(logits_V[5] - logits_V[4])):.1e}"
+    assert generation.equal_tokens([[1, 2], [3, 4]], [[1, 2], [3, 4]], cell) == "all"
+    expected = f"1 of 2 rows, others from 1 on, by logits at most {gap} apart"
+    assert generation.equal_tokens([[1, 2], [3, 5]], [[1, 2], [3, 4]], cell) == expected
