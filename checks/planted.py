@@ -172,7 +172,7 @@ SAFETY = [
         "training/stopping.py",
         "        if (batch_idx + 1) % trainer.accumulate_grad_batches:\n            return\n",
         "",
-        "e2e/test_whole_line.py::test_killed_and_resumed_run_ends_bit_equal",
+        "training/test_trouble.py",
     ),
     Fault("training/files.py", "        os.replace(temporary, path)\n", "", "training/test_files.py"),
     Fault("training/files.py", "if comment.startswith(_MARK) and", "if not comment and", "training/test_files.py"),

@@ -159,6 +159,15 @@ def test_swapped_files_of_one_length_are_found(folder: Path) -> None:
         TokenFiles(folder)
 
 
+def test_size_counts_where_samples_are_the_same(tmp_path: Path) -> None:
+    digests = set()
+    for size in (17 << 20, 18 << 20):
+        with (tmp_path / "zeros").open("wb") as file:
+            file.truncate(size)
+        digests.add(sampled_sha256(tmp_path / "zeros"))
+    assert len(digests) == 2
+
+
 def test_large_files_are_sampled_and_verified_whole_on_request(folder: Path) -> None:
     size = SAMPLES * SAMPLE_BYTES
     np.save(folder / "train.npy", np.zeros(size, np.uint16))  # twice what is read of it
