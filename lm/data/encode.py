@@ -26,7 +26,9 @@ from lm.tokenizer.pretokenize import (
 MOST_UINT16_IDS = 1 << 16
 CACHE_SIZE = 1 << 16  # pre-tokens that plain Python remembers; some 10 MB
 tqdm.set_lock(RLock())  # its own is for processes too, and takes 5 ms to import
-SPAN = 4 << 20  # bytes that a thread takes at a time
+SPAN = 4 << 20  # bytes that a thread takes at a time, or fewer of a small file
+SMALL_SPAN = 1 << 18
+SPANS_A_THREAD = 4
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def _encode_spans(
     """Ids of a span of a file: by threads and compiled code, or, where that does not pay, by plain Python."""
     specials = SpecialTokens(tokenizer.special_ids)
     if pool := tokenizer.encoders(whole.size):
-        yield from pool.encode_spans(list(specials.spans(whole, SPAN)), num_workers, errors)
+        size = min(SPAN, max(SMALL_SPAN, whole.size // (SPANS_A_THREAD * num_workers)))
+        yield from pool.encode_spans(list(specials.spans(whole, size)), num_workers, errors)
         return
     caching = Tokenizer(tokenizer.vocab, tokenizer.merges, specials.tokens, CACHE_SIZE)
     yield from _encode_span(caching, whole, errors)
