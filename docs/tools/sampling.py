@@ -3,11 +3,11 @@
 24 documents a setting, from the prompt "Once", with seeds from 1; a row of a Markdown table for each setting.
 """
 
+import argparse
 import contextlib
 import io
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"[A-Za-z']+", text)
 
 
-def sample(run: str, temperature: float, top_p: float | None) -> list[dict[str, Any]]:
+def sample(run: str, max_new_tokens: int, temperature: float, top_p: float | None) -> list[dict[str, Any]]:
     """Documents as `generate --json` prints them."""
     options = ["--temperature", str(temperature), *(["--top_p", str(top_p)] if top_p else [])]
     out = io.StringIO()
@@ -42,6 +42,8 @@ def sample(run: str, temperature: float, top_p: float | None) -> list[dict[str, 
                 str(TEXTS),
                 "--seed",
                 "1",
+                "--max_new_tokens",
+                str(max_new_tokens),
                 "--json",
                 "--logprobs",
                 *options,
@@ -50,9 +52,8 @@ def sample(run: str, temperature: float, top_p: float | None) -> list[dict[str, 
     return [json.loads(line) for line in out.getvalue().splitlines() if line.startswith("{")]
 
 
-def row(run: str, known: set[str], temperature: float, top_p: float | None) -> str:
+def row(texts: list[dict[str, Any]], known: set[str], temperature: float, top_p: float | None) -> str:
     """A setting with three measures: invented words, surprise, and repeats of five words over all documents."""
-    texts = sample(run, temperature, top_p)
     written = [words(text["text"]) for text in texts]
     count = sum(map(len, written))
     invented = sum(word not in known for text in written for word in text) / count
@@ -64,9 +65,19 @@ def row(run: str, known: set[str], temperature: float, top_p: float | None) -> s
 
 
 if __name__ == "__main__":
-    run, train_text = sys.argv[1], Path(sys.argv[2] if len(sys.argv) > 2 else "data/stories/train.txt")
-    known = set(words(train_text.read_text(encoding="utf-8")))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("train_text", nargs="?", type=Path, default="data/stories/train.txt")
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--texts", type=Path, help="file for the documents, as lines of JSON")
+    options = parser.parse_args()
+    known = set(words(options.train_text.read_text(encoding="utf-8")))
     print("| temperature | top-p | invented words | surprise, nats per token | repeats |")
     print("| ---: | ---: | ---: | ---: | ---: |")
     for setting in SETTINGS:
-        print(row(run, known, *setting), flush=True)
+        texts = sample(options.run, options.max_new_tokens, *setting)
+        print(row(texts, known, *setting), flush=True)
+        if options.texts:
+            with options.texts.open("a", encoding="utf-8") as file:
+                for text in texts:
+                    file.write(f"{json.dumps({'setting': setting, **text}, ensure_ascii=False)}\n")
