@@ -1,9 +1,11 @@
-"""Encoding files against the fastest rivals: python -m benchmarks.bpe_encode --tokenizers FOLDER ... --texts FILE ...
+"""Encoding files against rivals: python -m benchmarks.bpe_encode --tokenizers FOLDER ... --texts FILE ...
 
 Cold: one pass in a fresh process, from a text file to a file of uint16 ids with an end-of-text id for each separator;
-loading the tokenizer is not counted. Steady: the second of two texts that share no documents, in a process that has
-encoded the first. Every encoder runs in processes of its own, in turns, and what it wrote is compared with ours.
-`pip install -e ".[bench]"` installs the rivals.
+loading the tokenizer is not counted. Steady: in a process that has encoded the first half of a text, its second half;
+or, with `--unseen`, other texts after the whole of the first ones. Every encoder runs in processes of its own, in
+turns (HF tokenizers, which take a minute, once), and what it wrote is compared with ours. Prints how many times faster
+than the fastest rival we are. `pip install -e ".[bench]"` installs the rivals; `python -m lm export-tokenizer` makes
+the tokenizer.json that most of them read.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import median, save
+from benchmarks.machine import median, ratio_to_fastest, save
 
 END_OF_TEXT = "<|endoftext|>"
 Encode = Callable[[Path, Path], object]  # from a text file to a token file
@@ -105,17 +107,23 @@ def tiktoken(folder: Path, threads: int) -> Encode:
     from lm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(folder)
-    special = set(tokenizer.special_ids.values())
-    ranks = {token: id_ for id_, token in tokenizer.vocab.items() if id_ not in special}
+    special_id = tokenizer.special_ids[END_OF_TEXT]
+    ranks = {token: id_ for id_, token in tokenizer.vocab.items() if id_ != special_id}
     encoding = rival.Encoding(
         "benchmark", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=tokenizer.special_ids
     )
 
-    def encode(text: Path, out: Path) -> None:
+    def alone(text: Path, out: Path) -> None:
         ids = encoding.encode_to_numpy(text.read_text(encoding="utf-8"), allowed_special="all")
         np.save(out, ids.astype(np.uint16))
 
-    return encode
+    def together(text: Path, out: Path) -> None:
+        documents = text.read_text(encoding="utf-8").split(END_OF_TEXT)
+        batch = encoding.encode_ordinary_batch(documents, num_threads=threads)
+        found = [np.array(ids, np.uint16) for ids in batch]
+        _with_separators(np.concatenate(found), np.array([len(ids) for ids in found]), special_id, out)
+
+    return alone if threads == 1 else together
 
 
 def huggingface(folder: Path, threads: int) -> Encode:
@@ -137,6 +145,7 @@ ENCODERS: dict[str, Callable[[Path, int], Encode]] = {
     "HF tokenizers": huggingface,
 }  # fmt: skip
 INSTALLED_AS: dict[str, str] = {"HF tokenizers": "tokenizers"}
+SLOW = {"HF tokenizers"}
 
 
 def halves(text: Path, folder: Path) -> list[Path]:
@@ -170,56 +179,71 @@ def measure(name: str, folder: Path, threads: int, out: Path, *texts: Path) -> t
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def compare(
+    folder: Path, text: Path, parts: list[Path], threads: int, encoders: list[str], repeats: int, out: Path
+) -> dict[str, Any]:
+    """One cell of the table; prints it. `parts` are the texts of the steady state, whose last is timed."""
+    print(f"{folder.name} on {text.name}, {threads} threads", flush=True)
+    cold: dict[str, list[float]] = {name: [] for name in encoders}
+    steady: dict[str, list[float]] = {name: [] for name in encoders}
+    peaks: dict[str, float] = {}
+    ids: dict[str, np.ndarray] = {}
+    for repeat in range(repeats):
+        for name in encoders:
+            if repeat and name in SLOW:
+                continue
+            (seconds,), peaks[name] = measure(name, folder, threads, out, text)
+            cold[name].append(seconds)
+            ids[name] = np.load(f"{out}.0.npy")
+            steady[name].append(measure(name, folder, threads, out, *parts)[0][-1])
+    rows = {
+        name: {
+            "cold_MB_per_s": text.stat().st_size / 1e6 / median(cold[name]),
+            "steady_MB_per_s": parts[-1].stat().st_size / 1e6 / median(steady[name]),
+            "peak_MB": peaks[name],
+            "equal": np.array_equal(ids[name], ids[encoders[0]]),
+        }
+        for name in encoders
+    }
+    for name, row in rows.items():
+        print(
+            f"  {name:<14} cold {row['cold_MB_per_s']:6.1f} MB/s, steady {row['steady_MB_per_s']:6.1f} MB/s, "
+            f"{row['peak_MB']:5.0f} MB, ids {'equal' if row['equal'] else 'DIFFER'}"
+        )
+    ratios = {
+        "cold_ratio": ratio_to_fastest({name: median(seconds) for name, seconds in cold.items()}),
+        "steady_ratio": ratio_to_fastest({name: median(seconds) for name, seconds in steady.items()}),
+    }
+    print(f"  ratio to the fastest rival: cold {ratios['cold_ratio']}, steady {ratios['steady_ratio']}", flush=True)
+    return {"tokenizer": folder.name, "text": text.name, "threads": threads, "encoders": rows, **ratios}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--tokenizers", type=Path, nargs="+", help="folders with vocab.json, merges.txt, tokenizer.json"
     )
     parser.add_argument("--texts", type=Path, nargs="+", help="texts, documents separated by <|endoftext|>")
+    parser.add_argument("--unseen", type=Path, nargs="+", help="for each text, one to time the steady state with")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--encoders",
-        nargs="+",
-        default=["lm", "gigatoken", "fastokens", "snaptokens", "tiktoken"],
-        choices=list(ENCODERS),
-    )
+    parser.add_argument("--encoders", nargs="+", default=list(ENCODERS), choices=list(ENCODERS))
     parser.add_argument("--output", type=Path, default=Path("bench/bpe_encode.json"))
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work(*options.worker)
         return
-    rows = []
-    options.encoders = [name for name in options.encoders if find_spec(INSTALLED_AS.get(str(name), str(name)))]
+    encoders = [name for name in options.encoders if find_spec(INSTALLED_AS.get(str(name), str(name)))]
+    cells = []
     with TemporaryDirectory() as temporary:
-        out = Path(temporary) / "ids"
         for folder in options.tokenizers:
-            for text in options.texts:
-                size = text.stat().st_size / 1e6
-                first, second = halves(text, Path(temporary))
+            for index, text in enumerate(options.texts):
+                parts = [text, options.unseen[index]] if options.unseen else halves(text, Path(temporary))
                 for threads in options.threads:
-                    cold: dict[str, list[float]] = {name: [] for name in options.encoders}
-                    steady: dict[str, list[float]] = {name: [] for name in options.encoders}
-                    peaks: dict[str, float] = {}
-                    ids: dict[str, np.ndarray] = {}
-                    for _ in range(options.repeats):
-                        for name in options.encoders:
-                            (seconds,), peaks[name] = measure(name, folder, threads, out, text)
-                            cold[name].append(size / seconds)
-                            ids[name] = np.load(f"{out}.0.npy")
-                            (_, seconds), _ = measure(name, folder, threads, out, first, second)
-                            steady[name].append(second.stat().st_size / 1e6 / seconds)
-                    for name in options.encoders:
-                        row = {
-                            "tokenizer": folder.name, "text": text.name, "threads": threads, "encoder": name,
-                            "cold_MB_per_s": round(median(cold[name]), 1),
-                            "steady_MB_per_s": round(median(steady[name]), 1), "peak_MB": round(peaks[name]),
-                            "equal": np.array_equal(ids[name], ids[options.encoders[0]]),
-                        }  # fmt: skip
-                        rows.append(row)
-                        print("  ".join(map(str, row.values())), flush=True)
-    save(options.output, rows)
+                    out = Path(temporary) / "ids"
+                    cells.append(compare(folder, text, parts, threads, encoders, options.repeats, out))
+    save(options.output, cells)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,15 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values)
 
 
+def ratio_to_fastest(seconds: dict[str, float], ours: str = "lm") -> str:
+    """How many times faster than the fastest rival we are, and which that is; "-" if nothing else was measured."""
+    rivals = {name: value for name, value in seconds.items() if name != ours}
+    if ours not in seconds or not rivals:
+        return "-"
+    fastest = min(rivals, key=rivals.__getitem__)
+    return f"{rivals[fastest] / seconds[ours]:.2f} ({fastest})"
+
+
 def save(path: Path, results: object) -> None:
     """Write `{"machine": ..., "results": ...}` as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
