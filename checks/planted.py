@@ -241,6 +241,13 @@ ACCOUNTING = [
     Fault("accounting/parameters.py", "layers * 4 * width**2", "layers * 3 * width**2", "accounting"),
     Fault("accounting/flops.py", "layers * 2 * 2 * length**2 * width", "layers * 2 * length**2 * width", "accounting"),
     Fault("accounting/flops.py", "return 3 * forward_flops", "return 2 * forward_flops", "accounting"),
+    Fault("accounting/scaling.py", "size * (members - 1) // members", "size", "accounting/test_scaling.py"),
+    Fault(
+        "accounting/scaling.py",
+        "links.network * HOST / self.tensor_parallel",
+        "links.network",
+        "accounting/test_scaling.py",
+    ),
 ]
 FAULTS = {
     "model": MODEL,

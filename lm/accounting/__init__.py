@@ -3,8 +3,10 @@
 One multiply-add counts as two operations. Units are bytes, operations, tokens and seconds.
 """
 
+from lm.accounting.devices import Links as Links
 from lm.accounting.devices import Precision as Precision
 from lm.accounting.devices import devices as devices
+from lm.accounting.devices import host_links as host_links
 from lm.accounting.devices import peak_flops as peak_flops
 from lm.accounting.flops import Flops as Flops
 from lm.accounting.flops import forward_flops as forward_flops
@@ -29,3 +31,8 @@ from lm.accounting.presets import read_workload as read_workload
 from lm.accounting.report import as_table as as_table
 from lm.accounting.report import devices_table as devices_table
 from lm.accounting.report import full_account as full_account
+from lm.accounting.scaling import Cluster as Cluster
+from lm.accounting.scaling import Sent as Sent
+from lm.accounting.scaling import Sharded as Sharded
+from lm.accounting.scaling_report import sharded_account as sharded_account
+from lm.accounting.scaling_report import sharded_table as sharded_table

@@ -1,6 +1,7 @@
 """Devices by name, with the peak rates of their makers' datasheets."""
 
 import re
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -27,6 +28,52 @@ def peak_flops(device_name: str, precision: Precision) -> float | None:
             rate = rates[get_args(Precision).index(precision)]
             return None if rate is None else rate * 1e12
     return None
+
+
+def training_peak(device_name: str, products: Precision | None, mixed: bool) -> tuple[Precision, float]:
+    """The type of a training step's products and its `peak_flops`.
+
+    Args:
+        device_name: as in `peak_flops`.
+        products: the type; by default bfloat16 for mixed precision and what `fit` allows for float32, TF32, where the
+            device has it.
+        mixed: whether the precision is bf16-mixed.
+
+    Raises:
+        ValueError: the device or its rate is unknown.
+    """
+    chosen = products
+    if chosen is None:
+        chosen = "bfloat16" if mixed else "tf32"
+        if chosen == "tf32" and peak_flops(device_name, "tf32") is None:
+            chosen = "float32"
+    peak = peak_flops(device_name, chosen)
+    if peak is None and peak_flops(device_name, "float32") is None:
+        raise ValueError(f"there is no device {device_name!r}; choose from {', '.join(device_names())}")
+    if peak is None:
+        raise ValueError(f"{device_name} has no {chosen} products; set products to float32")
+    return chosen, peak
+
+
+@dataclass(frozen=True)
+class Links:
+    """What a GPU sends at most, and receives at the same time, in bytes per second."""
+
+    nvlink: float  # to the GPUs of its host
+    network: float  # to other hosts
+
+
+def host_links(device_name: str) -> Links:
+    """Links of a GPU in NVIDIA's DGX host of eight, by the datasheets of DGX A100, H100, H200 and B200.
+
+    Half of NVLink's bandwidth, which they give for both directions together, and one network adapter a GPU.
+
+    Raises:
+        ValueError: no such host is known.
+    """
+    if device_name.upper() not in _LINKS:
+        raise ValueError(f"the links of {device_name!r} are not known; choose from {', '.join(_LINKS)}")
+    return _LINKS[device_name.upper()]
 
 
 def device_names() -> list[str]:
@@ -65,4 +112,10 @@ _PEAK_TERAFLOPS: list[tuple[str, float, float | None, float | None]] = [
     ("V100 PCIE", 14, None, None),
     ("T4", 8.1, None, None),
 ]
+_LINKS = {
+    "B200": Links(900e9, 50e9),
+    "H200": Links(450e9, 50e9),
+    "H100": Links(450e9, 50e9),
+    "A100": Links(300e9, 25e9),
+}
 _OTHER_RATES = {"MIG", "LAPTOP", "TI", "D"}

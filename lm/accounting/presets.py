@@ -56,6 +56,19 @@ def _gpt2(name: str, num_layers: int, d_model: int, num_heads: int) -> Workload:
     return Workload(name, net)
 
 
+def _llama(name: str, num_layers: int, d_model: int, num_heads: int, d_ff: int) -> Workload:
+    """Shape of a Llama, which is this package's architecture, with the context of Llama 2 (Touvron et al. 2023b)."""
+    net = ModelConfig(
+        vocab_size=32_000,
+        context_length=4096,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        d_ff=d_ff,
+    )
+    return Workload(name, net, 1, "bf16-mixed")
+
+
 PRESETS = {
     workload.name: workload
     for workload in (
@@ -63,6 +76,11 @@ PRESETS = {
         _gpt2("gpt2-medium", 24, 1024, 16),
         _gpt2("gpt2-large", 36, 1280, 20),
         _gpt2("gpt2-xl", 48, 1600, 25),
+        _llama("llama-1b", 24, 2048, 16, 5504),  # Sheared-LLaMA-1.3B (Xia et al. 2024)
+        _llama("llama-7b", 32, 4096, 32, 11_008),
+        _llama("llama-13b", 40, 5120, 40, 13_824),
+        # Llama 2 70B's depth, width and heads; narrower inside, as here every query head has keys of its own.
+        _llama("llama-70b", 80, 8192, 64, 24_576),
         Workload("tinystories", ModelConfig(d_ff=1344), 128, "bf16-mixed", 128 * 256 * 10_000),
     )
 }

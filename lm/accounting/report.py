@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any, get_args
 
-from lm.accounting.devices import Precision, device_names, devices, peak_flops
+from lm.accounting.devices import Precision, devices, training_peak
 from lm.accounting.flops import forward_flops, norm_flops, optimizer_step, recomputed_flops, training_flops_per_token
 from lm.accounting.memory import WIDE, Line, largest_batch, moments, optimizer_state, saved_activations
 from lm.accounting.parameters import count_block_parameters, count_parameters
@@ -34,14 +34,7 @@ def full_account(
     Raises:
         ValueError: a number is out of range, or the device or its rate is unknown.
     """
-    if workload.batch_size < 1:
-        raise ValueError(f"batch_size is {workload.batch_size}, it must be at least 1")
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"utilisation is {utilisation}, it must be above 0 and at most 1")
-    if workload.tokens is not None and workload.tokens < 1:
-        raise ValueError(f"tokens is {workload.tokens}, it must be at least 1")
-    if memory_bytes <= 0:
-        raise ValueError(f"the memory is {memory_bytes} bytes, it must be above 0")
+    check_account(workload, memory_bytes, utilisation)
     net = workload.net
     parameters = count_parameters(net)
     forward = forward_flops(net)
@@ -65,6 +58,18 @@ def full_account(
         "optimizer_step": asdict(optimizer_step(net)),
         "time": _time(workload, checkpointing, device, products, utilisation),
     }
+
+
+def check_account(workload: Workload, memory_bytes: int, utilisation: float) -> None:
+    """Raises ValueError where a number is out of range."""
+    if workload.batch_size < 1:
+        raise ValueError(f"batch_size is {workload.batch_size}, it must be at least 1")
+    if not 0 < utilisation <= 1:
+        raise ValueError(f"utilisation is {utilisation}, it must be above 0 and at most 1")
+    if workload.tokens is not None and workload.tokens < 1:
+        raise ValueError(f"tokens is {workload.tokens}, it must be at least 1")
+    if memory_bytes <= 0:
+        raise ValueError(f"the memory is {memory_bytes} bytes, it must be above 0")
 
 
 def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[str, Any]:
@@ -95,16 +100,7 @@ def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[
 def _time(
     workload: Workload, checkpointing: bool, device: str, products: Precision | None, utilisation: float
 ) -> dict[str, Any]:
-    chosen = products
-    if chosen is None:
-        chosen = "bfloat16" if workload.precision == "bf16-mixed" else "tf32"
-        if chosen == "tf32" and peak_flops(device, "tf32") is None:
-            chosen = "float32"
-    peak = peak_flops(device, chosen)
-    if peak is None and peak_flops(device, "float32") is None:
-        raise ValueError(f"there is no device {device!r}; choose from {', '.join(device_names())}")
-    if peak is None:
-        raise ValueError(f"{device} has no {chosen} products; set products to float32")
+    chosen, peak = training_peak(device, products, workload.precision == "bf16-mixed")
     net = workload.net
     recomputed = recomputed_flops(net) // net.context_length if checkpointing else 0
     tokens_per_second = peak * utilisation / (training_flops_per_token(net) + recomputed)

@@ -24,7 +24,7 @@ def report(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, 
 
 
 def test_presets(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(PRESETS) == ["gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl", "tinystories"]
+    assert {"gpt2-small", "gpt2-xl", "llama-1b", "llama-70b", "tinystories"} <= set(PRESETS)
     for name, workload in PRESETS.items():
         found = report(capsys, name)
         assert found["parameters"]["total"] == count_parameters(workload.net).total
@@ -139,7 +139,10 @@ def test_devices(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 MISTAKES = {
-    "unknown preset": (("gpt3",), r"gpt3 is no preset.*gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, tinystories"),
+    "unknown preset": (
+        ("gpt3",),
+        r"gpt3 is no preset.*gpt2-small, gpt2-medium, gpt2-large, gpt2-xl, llama-1b.*tinystories",
+    ),
     "no YAML": (("broken.yaml",), r"broken\.yaml is not a YAML"),
     "list": (("list.yaml",), r"list\.yaml is not a configuration"),
     "no section": (("flat.yaml",), r"flat\.yaml: model is 3"),
