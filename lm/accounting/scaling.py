@@ -19,7 +19,7 @@ from lm.accounting.parameters import count_block_parameters, count_parameters, h
 from lm.accounting.presets import Workload
 
 HOST = 8  # GPUs that NVLink joins
-LINK_SHARE = 0.8  # of a link's datasheet rate, for large tensors
+LINK_SHARE = 0.8  # of a link's datasheet rate that large messages reach: docs/scaling.md
 
 
 @dataclass(frozen=True)

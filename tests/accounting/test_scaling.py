@@ -20,6 +20,7 @@ from lm.accounting.devices import host_links
 from lm.accounting.scaling import LINK_SHARE
 from lm.cli import main
 from lm.model import ModelConfig, TransformerLM
+from lm.optim import AdamW
 
 NET = ModelConfig(vocab_size=512, context_length=32, d_model=64, num_layers=3, num_heads=4, d_ff=256)
 SMALL = Workload("small", NET, 2, "bf16-mixed")
@@ -148,9 +149,13 @@ def test_fsdp2_shards_and_sends_what_the_formulas_say(sixteen_ranks: None, tied:
     fully_shard(model, mesh=mesh, mp_policy=policy)
     with Collectives() as seen:
         model(torch.zeros(2, net.context_length, dtype=torch.long)).float().square().mean().backward()
+    optimizer = AdamW(list(model.parameters()))
+    optimizer.step()
     sharded = Sharded(replace(SMALL, net=net), Cluster(16))
     held = [parameter for parameter in model.parameters() if isinstance(parameter, DTensor)]
     assert sum(parameter.to_local().nbytes for parameter in held) == sharded.memory()["parameters"]
+    moments_kept = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    assert sum(moment.to_local().nbytes for moment in moments_kept) == sharded.memory()["optimizer_state"]
     sent = sharded.sent()
     assert set(seen.sizes) == {"_allgather_base_", "_reduce_scatter_base_"}
     assert seen.sizes["_allgather_base_"] * 15 // 16 == sent.gather_forward + sent.gather_backward
