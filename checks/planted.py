@@ -220,7 +220,8 @@ TOKENIZER = [
     ),
     Fault("tokenizer/files.py", 'range(ord("¡"), ord("¬") + 1)', 'range(ord("¡"), ord("¬") + 2)', "tokenizer"),
     Fault("tokenizer/kernels/scanner.py", "return last if last > begin else at", "return last", "tokenizer"),
-    Fault("tokenizer/kernels/scanner.py", "if place + 5 > size:", "if place + 1 > size:", "tokenizer"),
+    Fault("tokenizer/kernels/scanner.py", "return starts & (ALL >> U(63 - place))", "return starts", "tokenizer"),
+    Fault("tokenizer/kernels/scanner.py", "if at + 3 <= end and", "if at + 2 <= end and", "tokenizer"),
     Fault("tokenizer/kernels/scanner.py", "least = 0xA0", "least = 0x80", "tokenizer"),
 ]
 GENERATION = [

@@ -5,6 +5,7 @@ functions of lm.commands, whose signatures and docstrings jsonargparse turns int
 """
 
 import argparse
+import errno
 import importlib
 import logging
 import os
@@ -84,6 +85,13 @@ SWITCHES = {
     },
 }
 PACKAGE = Path(__file__).parent
+ADVICE = {  # what to do about an error that the system names
+    errno.ENOSPC: "make room on the disk, then give the command again",
+    errno.EDQUOT: "delete files or raise the quota, then give the command again",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), then give the command again",
+    errno.EACCES: "get the right to it, or name another place",
+    errno.EROFS: "name a place that can be written",
+}
 USAGE_ERROR = 2
 INTERRUPTED = 130
 
@@ -169,8 +177,10 @@ def _is_users_mistake(error: BaseException) -> bool:
 
 def _one_line(error: BaseException) -> str:
     """The message, in one line, without characters that a terminal would obey."""
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        message = f"{error.strerror}: {error.filename}"
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        if error.errno in ADVICE:
+            message += f"; {ADVICE[error.errno]}"
     else:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         message = "; ".join(lines).replace(":;", ":") if lines else type(error).__name__

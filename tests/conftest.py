@@ -1,8 +1,11 @@
 """A tiny configuration of the whole line, shared by the tests of training, the command line and the end-to-end runs."""
 
+import signal
 from pathlib import Path
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; the tests send it
 
 TINY = """
 seed_everything: 0

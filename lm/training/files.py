@@ -42,9 +42,10 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     except OSError as error:
         _remove(temporary)
         kept = "the one before it is whole" if path.exists() else "there is none before it"
+        then = "go on with --resume" if any(path.parent.glob("*.ckpt")) else "start again"
         raise SaveError(
             f"cannot save the checkpoint {path} ({error.strerror or error}); {kept}; make room for "
-            f"{len(content) / 1e6:,.1f} MB in a folder that can be written, then go on with --resume"
+            f"{len(content) / 1e6:,.1f} MB in a folder that can be written, then {then}"
         ) from None
 
 

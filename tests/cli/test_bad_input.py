@@ -1,5 +1,7 @@
 """Mistakes that need a history, each told in one line; for the others see test_bad_input_table.py."""
 
+import errno
+import os
 import sys
 from pathlib import Path
 
@@ -69,3 +71,23 @@ def test_checkpoint_of_another_shape_or_tokenizer(
     saved.write_bytes(saved.read_bytes()[:5000])
     assert run(monkeypatch, "generate", "--run", saved) == 2
     assert "not a whole checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "line"),
+    [
+        (errno.EFBIG, None, "File too large; raise the limit of a file's size"),
+        (errno.ENOSPC, "made.npy", "No space left on device: made.npy; make room on the disk"),
+        (errno.EACCES, "data", "Permission denied: data; get the right to it"),
+        (errno.ENOTDIR, "train.txt/made", "Not a directory: train.txt/made\n"),
+    ],
+)
+def test_errors_of_the_system_say_what_to_do(
+    number: int, name: str | None, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(command: str, arguments: list[str]) -> int:
+        raise OSError(number, os.strerror(number), name) if name else OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("lm.cli.run_tool", fail)
+    assert main(["verify"]) == 2
+    assert f"error: {line}" in capsys.readouterr().err

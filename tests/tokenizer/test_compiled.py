@@ -95,6 +95,17 @@ def test_pre_tokens_of_random_texts(tmp_path: Path) -> None:
         assert fast_counts(path, tokens) == reference_counts(text, tokens), (text, tokens)
 
 
+def test_contractions_end_with_their_text_and_at_windows_ends(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    for size in range(70):
+        for contraction in ("'s", "'d", "'ll", "'ve", "'re"):
+            text = f"{'x' * size}{contraction}| {contraction} 'x"
+            path.write_bytes(text.encode())
+            for cut in range(1, len(contraction) + 1):
+                special = contraction[cut:] + "|"
+                assert fast_counts(path, [special]) == reference_counts(text, [special]), (text, special)
+
+
 @pytest.mark.parametrize("block", [64, 1000])
 @pytest.mark.parametrize("tokens", [[], [END_OF_TEXT], SPECIALS])
 def test_borders_of_blocks_spans_and_threads(

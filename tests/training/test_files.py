@@ -55,5 +55,8 @@ def test_failing_save_leaves_the_file_before_it(path: Path, failing: str, monkey
         write_checkpoint({**CHECKPOINT, "step": 4}, path)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"]
-    with pytest.raises(SaveError, match=r"best\.ckpt .*there is none before it"):
+    with pytest.raises(SaveError, match=r"best\.ckpt .*there is none before it.* then go on with --resume"):
         write_checkpoint(CHECKPOINT, path.with_name("best.ckpt"))
+    path.unlink()
+    with pytest.raises(SaveError, match=r"last\.ckpt .*there is none before it.* then start again"):
+        write_checkpoint(CHECKPOINT, path)
