@@ -119,7 +119,9 @@ def fuzz_with_atheris(name: str, seconds: float, failures: Path) -> None:
         os._exit(0)
 
     began = time.perf_counter()
-    atheris.Setup([sys.argv[0], str(corpus), f"-max_len={max(256, 2 * max(map(len, seeds)))}"], attempt)
+    longest = max(256, 2 * max(map(len, seeds)))
+    failures.mkdir(parents=True, exist_ok=True)
+    atheris.Setup([sys.argv[0], str(corpus), f"-max_len={longest}", f"-artifact_prefix={failures}/"], attempt)
     atheris.Fuzz()
 
 
