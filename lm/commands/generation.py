@@ -136,8 +136,8 @@ def score(
             encode_file(loaded.tokenizer, text, tokens)
         try:
             ids = np.load(tokens, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{text} is not a whole file of token ids ({error}); make it with encode") from None
+        except (ValueError, EOFError):
+            raise ValueError(f"{text} is not a whole file of token ids; make it with encode") from None
         if ids.ndim != 1 or ids.dtype not in (np.uint16, np.uint32):
             raise ValueError(f"{text} holds {ids.dtype} of shape {ids.shape}, not token ids; make it with encode")
         result = loaded.score_ids(ids, stride)

@@ -132,8 +132,8 @@ class TokenFiles:
             raise FileNotFoundError(f"{path} is missing; {self._anew}")
         try:
             tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # whatever a damaged header leads numpy's parser to
-            raise ValueError(f"{path} is damaged ({' '.join(str(error).split())}); {self._anew}") from None
+        except Exception:  # whatever a damaged header leads numpy's parser to
+            raise ValueError(f"{path} is damaged or no .npy file; {self._anew}") from None
         expected: SplitMeta = getattr(self.meta, split)
         if tokens.ndim != 1 or tokens.dtype not in (np.uint16, np.uint32) or len(tokens) != expected.tokens:
             raise ValueError(

@@ -77,10 +77,15 @@ class Tokenizer:
         """A tokenizer that `save` wrote, or any in GPT-2's form. What is neither a byte nor merged is a special token.
 
         Raises:
-            FileNotFoundError, ValueError: as `from_files`.
+            FileNotFoundError, ValueError: as `from_files`; or they changed since `save` wrote them.
         """
-        vocab, merges = files.read_vocab(Path(folder) / files.VOCAB), files.read_merges(Path(folder) / files.MERGES)
-        return cls(vocab, merges, files.special_tokens(vocab, merges))
+        folder = Path(folder)
+        vocab, merges = files.read_vocab(folder / files.VOCAB), files.read_merges(folder / files.MERGES)
+        files.check_digest(folder)
+        try:
+            return cls(vocab, merges, files.special_tokens(vocab, merges))
+        except ValueError as error:
+            raise ValueError(f"the tokenizer in {folder} cannot be used: {error}") from None
 
     def encoders(self, num_bytes: int) -> "EncoderPool | None":
         """Compiled encoders for so much text; None where they do not pay, or the vocabulary is too large for them."""

@@ -1,5 +1,9 @@
-"""`vocab.json` and `merges.txt` in GPT-2's form, in which every byte is written as a printable character."""
+"""`vocab.json` and `merges.txt` in GPT-2's form, in which every byte is written as a printable character.
 
+The first line of merges.txt, which other tools pass over, holds the sha256 of the vocabulary and the merges.
+"""
+
+import hashlib
 import json
 import os
 import shutil
@@ -9,6 +13,7 @@ from pathlib import Path
 VOCAB = "vocab.json"
 MERGES = "merges.txt"
 VERSION = "#version: 0.2"
+_MARK = f"{VERSION} sha256:"
 
 
 def _printable_bytes() -> dict[int, str]:
@@ -29,10 +34,11 @@ def write(folder: Path, vocab: dict[int, bytes], merges: list[tuple[bytes, bytes
     temporary.mkdir()
     try:
         entries = {_to_text(vocab[id_]): id_ for id_ in sorted(vocab)}
-        text = json.dumps(entries, ensure_ascii=False, indent=0)
-        (temporary / VOCAB).write_text(text + "\n", encoding="utf-8", newline="\n")
-        lines = [VERSION, *(f"{_to_text(left)} {_to_text(right)}" for left, right in merges)]
-        (temporary / MERGES).write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        vocabulary = json.dumps(entries, ensure_ascii=False, indent=0) + "\n"
+        pairs = "".join(f"{_to_text(left)} {_to_text(right)}\n" for left, right in merges)
+        first = f"{_MARK}{_sha256(vocabulary, pairs)}\n"
+        (temporary / VOCAB).write_text(vocabulary, encoding="utf-8", newline="\n")
+        (temporary / MERGES).write_text(first + pairs, encoding="utf-8", newline="\n")
         if not folder.exists():
             os.replace(temporary, folder)
             return
@@ -40,6 +46,16 @@ def write(folder: Path, vocab: dict[int, bytes], merges: list[tuple[bytes, bytes
             os.replace(temporary / name, folder / name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_digest(folder: Path) -> None:
+    """Raises ValueError where the files are not what `write` wrote. Files of other tools, without a digest, pass."""
+    first, _, pairs = _read(folder / MERGES).partition("\n")
+    if first.startswith(_MARK) and first != _MARK + _sha256(_read(folder / VOCAB), pairs):
+        raise ValueError(
+            f"the tokenizer in {folder} changed since it was written, its sha256 differs; fetch or train it again, or "
+            f"put {VERSION!r} in the first line of {MERGES} if the change is meant"
+        )
 
 
 def read_vocab(path: Path) -> dict[int, bytes]:
@@ -125,6 +141,10 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 at offset {error.start}; fetch or train it again") from None
+
+
+def _sha256(vocabulary: str, pairs: str) -> str:
+    return hashlib.sha256((vocabulary + pairs).encode()).hexdigest()
 
 
 def _to_text(token: bytes) -> str:

@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lm import __version__
 from lm.generation import SamplingConfig, generate_text
@@ -153,7 +154,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
 class RunConfiguration(SaveConfigCallback):
     """Writes config.yaml, and holds the run folder's lock as long as the process lives, so that no two train in it.
 
-    The file is that of a run of its own: without the checkpoint that this launch began with, which run.json names.
+    A new run whose number another process took at the same moment takes the next one. The file is that of a run of its
+    own: without the checkpoint that this launch began with, which run.json names.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -161,16 +163,26 @@ class RunConfiguration(SaveConfigCallback):
         if log_dir is None or not trainer.is_global_zero or self.already_saved:
             return
         folder = Path(log_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(folder / ".lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(f"another process trains in {folder}; wait for its end, or stop it") from None
+        while not self._lock(folder):
+            logger = trainer.logger
+            if self.config["run_folder"] is not None or not isinstance(logger, TensorBoardLogger):
+                raise ValueError(f"another process trains in {folder}; wait for its end, or stop it")
+            trainer.logger = TensorBoardLogger(logger.save_dir, name=logger.name)
+            folder = Path(trainer.logger.log_dir)
         config = self.config.clone()
         config["ckpt_path"] = None
         _replace(folder / self.config_filename, self.parser.dump(config, skip_none=False))
         self.already_saved = True
+
+    def _lock(self, folder: Path) -> bool:
+        """Whether the folder, made if it is not there, is this process's own from now on."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._held = FileLock(folder / ".lock")
+        try:
+            self._held.acquire(timeout=0)
+        except Timeout:
+            return False
+        return True
 
 
 def _replace(path: Path, text: str) -> None:

@@ -1,12 +1,15 @@
 """Mistakes that need a history, each told in one line; for the others see test_bad_input_table.py."""
 
 import errno
+import gc
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lm.cli import main
 
@@ -71,6 +74,35 @@ def test_checkpoint_of_another_shape_or_tokenizer(
     saved.write_bytes(saved.read_bytes()[:5000])
     assert run(monkeypatch, "generate", "--run", saved) == 2
     assert "not a whole checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_trains_in_one_process_at_a_time(
+    folder: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ("fit", "--config", tiny_config, *TEXT, "--trainer.max_steps", 2)
+    assert run(monkeypatch, *fit) == 0
+    saved = (folder / "lightning_logs/version_0/checkpoints/last.ckpt").read_bytes()
+    gc.collect()  # the run above has its lock for as long as its callbacks live
+    with FileLock(folder / "lightning_logs/version_0/.lock"):
+        assert run(monkeypatch, "fit", "--resume", "--trainer.max_steps", 4) == 2
+    assert "error: another process trains in lightning_logs/version_0; wait" in capsys.readouterr().err
+    assert (folder / "lightning_logs/version_0/checkpoints/last.ckpt").read_bytes() == saved
+
+
+def test_a_new_run_whose_number_was_taken_takes_the_next(
+    folder: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first(folder: Path | None, checkpoint: str | None) -> TensorBoardLogger:
+        return TensorBoardLogger(".", name="lightning_logs", version=0)  # as counted before the other process began
+
+    monkeypatch.setattr("lm.training.lightning_cli._logger", first)
+    other = folder / "lightning_logs/version_0"
+    other.mkdir(parents=True)
+    with FileLock(other / ".lock"):
+        assert run(monkeypatch, "fit", "--config", tiny_config, *TEXT, "--trainer.max_steps", 2) == 0
+    assert not {"config.yaml", "run.json", "checkpoints"} & {path.name for path in other.iterdir()}
+    made = {path.name.split(".")[0] for path in (folder / "lightning_logs/version_1").iterdir()}
+    assert made >= {"config", "run", "tokenizer", "checkpoints", "events"}
 
 
 @pytest.mark.parametrize(

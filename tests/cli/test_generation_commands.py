@@ -146,7 +146,7 @@ def test_score_refuses(say: Any, folder: Path) -> None:
         "gone.txt": "gone.txt",
         "gone.npy": "gone.npy",
         "empty.txt": "is empty",
-        "bad.npy": "bad.npy is not a whole file of token ids",
+        "bad.npy": "bad.npy is not a whole file of token ids; make it with encode",
         "floats.npy": "holds float64",
     }.items():
         assert message in say("score", name, code=2).splitlines()[-1]

@@ -55,7 +55,7 @@ def test_other_tools_read_the_files(tokenizer: Tokenizer, tmp_path: Path, monkey
 def test_gpt2_form(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     lines = (tmp_path / "merges.txt").read_text(encoding="utf-8").split("\n")
-    assert lines[0] == "#version: 0.2"
+    assert lines[0].startswith("#version: 0.2 sha256:")
     assert len(lines) == len(tokenizer.merges) + 2
     vocab = json.loads((tmp_path / "vocab.json").read_text(encoding="utf-8"))
     assert (vocab["Ġ"], vocab["Ċ"], vocab["a"], vocab["Ā"], vocab["Ń"]) == (32, 10, 97, 0, 173)
@@ -105,17 +105,41 @@ def test_damaged_vocabulary(content: bytes, message: str, tokenizer: Tokenizer, 
         ("a b c", "line 3: 'a b c' is not two tokens"),
         ("a  b", "line 3: 'a  b' is not two tokens"),
         ("a 中", "line 3: '中' in '中' stands for no byte"),
-        ("Ġ zzzz", "needs b'zzzz' in the vocabulary"),
+        ("Ġ zzzz", "the tokenizer in .* cannot be used: merge 2, .* needs b'zzzz' in the vocabulary"),
     ],
 )
 def test_damaged_merges(line: str, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     path = tmp_path / "merges.txt"
     lines = path.read_text(encoding="utf-8").split("\n")
-    path.write_text("\n".join([*lines[:2], line, *lines[2:]]), encoding="utf-8")
+    path.write_text("\n".join(["#version: 0.2", lines[1], line, *lines[2:]]), encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         Tokenizer.from_folder(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_any_flipped_byte_is_found(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    for at in range(len("#version: 0.2 sha256:"), len(whole), 7):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=str(tmp_path)) as caught:
+            Tokenizer.from_folder(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_swapped_lines_are_found_unless_they_are_meant(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tokenizer.save(tmp_path)
+    path = tmp_path / "merges.txt"
+    lines = path.read_text(encoding="utf-8").split("\n")
+    lines[1], lines[2] = lines[2], lines[1]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ValueError, match="changed since it was written"):
+        Tokenizer.from_folder(tmp_path)
+    path.write_text("\n".join(["#version: 0.2", *lines[1:]]), encoding="utf-8")
+    assert Tokenizer.from_folder(tmp_path).digest != tokenizer.digest
 
 
 def test_vocabulary_and_merges_of_different_tokenizers(tokenizer: Tokenizer, tmp_path: Path) -> None:
