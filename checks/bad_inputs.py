@@ -140,6 +140,7 @@ OTHERS = [
     "prepare --source text --train_text train.txt --valid_text valid.txt --vocab_size 10",
     "train-tokenizer",
     "train-tokenizer gone.txt made",
+    "train-tokenizer empty.txt made",
     "train-tokenizer latin.txt made",
     "train-tokenizer train.txt lightning_logs/version_0/tokenizer",
     "train-tokenizer train.txt made --vocab_size 10",

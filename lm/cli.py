@@ -9,11 +9,13 @@ import errno
 import importlib
 import logging
 import os
+import signal
 import sys
 import threading
 import traceback
 from itertools import pairwise
 from pathlib import Path
+from typing import NoReturn
 
 from lm.terminal import printable
 
@@ -94,6 +96,7 @@ ADVICE = {  # what to do about an error that the system names
 }
 USAGE_ERROR = 2
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 def main(arguments: list[str]) -> int:
@@ -206,8 +209,17 @@ def run_tool(command: str, arguments: list[str]) -> int:
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     options = parser.instantiate_classes(parser.parse_args(arguments)).as_dict()
     options.pop("config", None)
-    function(**options)
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        function(**options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """Leave as after an error, so that files half written are removed."""
+    raise SystemExit(TERMINATED)
 
 
 def run_lightning(command: str, arguments: list[str]) -> int:

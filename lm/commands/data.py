@@ -53,6 +53,7 @@ def train_tokenizer(
     output: Path,
     vocab_size: int = 10_000,
     special_tokens: list[str] | None = None,
+    errors: Literal["strict", "replace"] = "strict",
     workers: int | None = None,
 ) -> None:
     """Train a byte-level BPE tokenizer and save vocab.json and merges.txt.
@@ -62,14 +63,19 @@ def train_tokenizer(
         output: folder to write, for example tokenizers/mine; it must not hold a tokenizer yet.
         vocab_size: 256 bytes, the special tokens and the merges together.
         special_tokens: tokens that split the text and never merge; by default <|endoftext|>.
+        errors: strict refuses bytes that are not UTF-8; replace puts U+FFFD in their place.
         workers: threads for counting; by default one a core.
     """
     from lm.tokenizer import Tokenizer, train_bpe
+    from lm.tokenizer.pretokenize import text_file
 
     if (output / "vocab.json").exists():
         raise FileExistsError(f"{output} already holds a tokenizer; name another folder, or delete it first")
     specials = special_tokens or [END_OF_TEXT]
-    vocab, merges = train_bpe(_named(texts), vocab_size, specials, num_workers=workers, progress=True)
+    paths = [text_file(text) for text in _named(texts)]
+    if not any(path.stat().st_size for path in paths):
+        raise ValueError(f"{paths[0]} is empty; give a file with text in it")
+    vocab, merges = train_bpe(paths, vocab_size, specials, workers, progress=True, errors=errors)
     Tokenizer(vocab, merges, specials).save(output)
     longest = max(vocab.values(), key=len)
     print(f"{output}: {len(vocab):,} tokens, {len(merges):,} merges, longest {longest.decode(errors='replace')!r}")
@@ -79,6 +85,7 @@ def count(
     texts: list[str],
     output: Path,
     special_tokens: list[str] | None = None,
+    errors: Literal["strict", "replace"] = "strict",
     shard: int = 0,
     shards: int = 1,
     workers: int | None = None,
@@ -89,6 +96,7 @@ def count(
         texts: UTF-8 texts; documents separated by lines <|endoftext|>.
         output: the file to write; it must end in .counts.
         special_tokens: as for `train-tokenizer`; by default <|endoftext|>.
+        errors: strict refuses bytes that are not UTF-8; replace puts U+FFFD in their place.
         shard: which part of each text, from 0 on.
         shards: how many parts there are.
         workers: threads; by default one a core.
@@ -100,7 +108,7 @@ def count(
         raise ValueError(f"the output {output} must end in {COUNTS}")
     specials = SpecialTokens(special_tokens or [END_OF_TEXT])
     paths = [text_file(text) for text in _named(texts)]
-    counts = count_files(paths, specials, checked_workers(workers), True, (shard, shards))
+    counts = count_files(paths, specials, checked_workers(workers), True, (shard, shards), errors)
     counts.save(output, specials.tokens)
     print(f"{output}: {len(counts):,} different pre-tokens, {counts.total:,} in all")
 

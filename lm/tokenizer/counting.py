@@ -29,7 +29,7 @@ from lm.tokenizer.layout import (
     STATUS,
 )
 from lm.tokenizer.native import kernels
-from lm.tokenizer.pretokenize import SPAN, Span, SpecialTokens
+from lm.tokenizer.pretokenize import SPAN, Errors, Span, SpecialTokens
 
 FIRST_SIZE = 1 << 14  # entries of a new table
 FIRST_ARENA = 1 << 20
@@ -128,12 +128,19 @@ class Counts:
         sizes, counts = np.frombuffer(body[text_size:], "<u8").reshape(2, number)
         self.add(words, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), counts.astype(np.uint64))
 
-    def count_span(self, span: Span, specials: SpecialArrays, stop: Event, progress: Callable[[int], object]) -> None:
+    def count_span(
+        self,
+        span: Span,
+        specials: SpecialArrays,
+        stop: Event,
+        progress: Callable[[int], object],
+        errors: Errors = "strict",
+    ) -> None:
         """Count a span of a file, unless told to stop. Raises ValueError if it is not UTF-8."""
         starts, keys = np.empty(STARTS, np.int64), np.empty(2 * STARTS, np.uint64)
         slots = np.empty(STARTS, np.int64)
         at = 0
-        with BlockReader(span) as block:
+        with BlockReader(span, errors) as block:
             while not (block.is_final or stop.is_set()):
                 got, at = block.read(at), 0
                 while True:
@@ -154,7 +161,12 @@ def _entries(number: int) -> int:
 
 
 def count_files(
-    paths: list[Path], specials: SpecialTokens, num_threads: int, progress: bool, shard: tuple[int, int] = (0, 1)
+    paths: list[Path],
+    specials: SpecialTokens,
+    num_threads: int,
+    progress: bool,
+    shard: tuple[int, int] = (0, 1),
+    errors: Errors = "strict",
 ) -> Counts:
     """Pre-tokens of text files, or of a shard (its index, and how many there are) of each, by several threads.
 
@@ -172,11 +184,15 @@ def count_files(
             with lock:
                 bar.update(num_bytes)
 
-        return count_spans(spans, specials.tokens, num_threads, advance)
+        return count_spans(spans, specials.tokens, num_threads, advance, errors)
 
 
 def count_spans(
-    spans: list[Span], special_tokens: list[str], num_threads: int, progress: Callable[[int], object]
+    spans: list[Span],
+    special_tokens: list[str],
+    num_threads: int,
+    progress: Callable[[int], object],
+    errors: Errors = "strict",
 ) -> Counts:
     """Pre-tokens of spans of files, by several threads.
 
@@ -190,18 +206,18 @@ def count_spans(
         waiting.put(span)
     stop = Event()
     parts: list[Counts] = []
-    errors: list[BaseException] = []
+    failures: list[BaseException] = []
 
     def work() -> None:
         counts = Counts()
         try:
             while not stop.is_set():
-                counts.count_span(waiting.get_nowait(), specials, stop, progress)
+                counts.count_span(waiting.get_nowait(), specials, stop, progress, errors)
         except Empty:
             parts.append(counts)
         except BaseException as error:
             stop.set()
-            errors.append(error)
+            failures.append(error)
 
     threads = [Thread(target=work) for _ in range(min(num_threads, len(spans)))]
     try:
@@ -211,8 +227,8 @@ def count_spans(
             thread.join()
     finally:
         stop.set()
-    if errors:
-        raise errors[0]
+    if failures:
+        raise failures[0]
     total = parts.pop() if parts else Counts()
     for part in parts:
         total.add(*part.words())

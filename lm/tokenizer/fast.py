@@ -6,11 +6,17 @@ from tqdm import tqdm
 
 from lm.tokenizer.counting import count_files
 from lm.tokenizer.merging import merge_words
-from lm.tokenizer.pretokenize import COUNTS, SpecialTokens
+from lm.tokenizer.pretokenize import COUNTS, Errors, SpecialTokens
 
 
 def train(
-    paths: list[Path], tokens: list[bytes], vocab_size: int, specials: SpecialTokens, num_threads: int, progress: bool
+    paths: list[Path],
+    tokens: list[bytes],
+    vocab_size: int,
+    specials: SpecialTokens,
+    num_threads: int,
+    progress: bool,
+    errors: Errors,
 ) -> list[tuple[bytes, bytes]]:
     """Count texts, add files of counts, and merge until there are vocab_size tokens or no pairs.
 
@@ -19,7 +25,8 @@ def train(
     Raises:
         ValueError: a text is not UTF-8, or a file of counts does not fit.
     """
-    counts = count_files([path for path in paths if path.suffix != COUNTS], specials, num_threads, progress)
+    texts = [path for path in paths if path.suffix != COUNTS]
+    counts = count_files(texts, specials, num_threads, progress, errors=errors)
     for path in paths:
         if path.suffix == COUNTS:
             counts.load(path, specials.tokens)

@@ -200,7 +200,8 @@ def read_text(span: Span, errors: Errors = "strict") -> Iterator[str]:
                 offset = position - len(error.object) + error.start
                 raise ValueError(
                     f"{span.path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset}; "
-                    "convert the file to UTF-8, for example with iconv, or ask for replacement (errors: replace)"
+                    "convert the file to UTF-8, for example with iconv (with --errors replace, train-tokenizer, count "
+                    "and encode put U+FFFD there)"
                 ) from None
 
 

@@ -7,7 +7,16 @@ from itertools import pairwise
 from pathlib import Path
 
 from lm.tokenizer.layout import LOAD_FROM
-from lm.tokenizer.pretokenize import COUNTS, PRE_TOKEN, Span, SpecialTokens, checked_workers, read_text, text_file
+from lm.tokenizer.pretokenize import (
+    COUNTS,
+    PRE_TOKEN,
+    Errors,
+    Span,
+    SpecialTokens,
+    checked_workers,
+    read_text,
+    text_file,
+)
 
 log = logging.getLogger("lm")
 
@@ -22,6 +31,7 @@ def train_bpe(
     special_tokens: list[str],
     num_workers: int | None = None,
     progress: bool = False,
+    errors: Errors = "strict",
 ) -> tuple[dict[int, bytes], list[tuple[bytes, bytes]]]:
     """Train a byte-level BPE tokenizer.
 
@@ -35,6 +45,7 @@ def train_bpe(
         special_tokens: each gets an id and is never merged.
         num_workers: threads that count the pre-tokens of large texts; by default one a core.
         progress: show a bar for counting and one for merging.
+        errors: strict refuses bytes that are not UTF-8; replace puts U+FFFD in their place.
 
     Returns:
         vocab: id to bytes: 0 to 255 the bytes, then the special tokens as given, then the merges in order.
@@ -60,9 +71,9 @@ def train_bpe(
     if any(path.suffix == COUNTS for path in paths) or _is_fast(sum(path.stat().st_size for path in paths)):
         from lm.tokenizer.fast import train
 
-        merges = train(paths, tokens, vocab_size, specials, num_threads, progress)
+        merges = train(paths, tokens, vocab_size, specials, num_threads, progress, errors)
     else:
-        counts = _count_pre_tokens(paths, specials, progress)
+        counts = _count_pre_tokens(paths, specials, progress, errors)
         merges = _merge(counts, tokens, vocab_size, progress)
     if len(tokens) < vocab_size:
         log.warning("the text has no more pairs to merge: asked for %d tokens, reached %d", vocab_size, len(tokens))
@@ -78,14 +89,14 @@ def _is_fast(num_bytes: int) -> bool:
     return native.ready(num_bytes)
 
 
-def _count_pre_tokens(paths: list[Path], specials: SpecialTokens, progress: bool) -> Counter[str]:
+def _count_pre_tokens(paths: list[Path], specials: SpecialTokens, progress: bool, errors: Errors) -> Counter[str]:
     from tqdm import tqdm  # not to encode a sentence
 
     counts: Counter[str] = Counter()
     total = sum(path.stat().st_size for path in paths)
     with tqdm(total=total, desc="counting", unit="B", unit_scale=True, disable=not progress) as bar:
         for path in paths:
-            for piece in specials.stream(read_text(Span(path, 0, path.stat().st_size))):
+            for piece in specials.stream(read_text(Span(path, 0, path.stat().st_size), errors)):
                 for text in specials.split(piece)[::2]:
                     counts.update(PRE_TOKEN.findall(text))
                 bar.update(len(piece.encode()))

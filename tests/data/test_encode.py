@@ -154,6 +154,19 @@ def test_interrupted_leaves_no_file_and_no_process(number: signal.Signals, tmp_p
         assert [p.name for p in tmp_path.iterdir()] == ["text.txt"]
 
 
+def test_terminated_leaves_no_file(tmp_path: Path) -> None:
+    text = write(tmp_path / "text.txt", f"the café's end, {END_OF_TEXT}" * 8_000_000)
+    Tokenizer(VOCAB, MERGES, [END_OF_TEXT]).save(tmp_path / "tokenizer")
+    command = [sys.executable, "-m", "lm", "encode", "tokenizer", str(text), "ids.npy"]
+    started = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    wait_until(lambda: any(p.stat().st_size > 1000 for p in tmp_path.glob(".ids.npy.*.tmp")))
+    started.terminate()
+    errors = started.communicate(timeout=20)[1]
+    assert started.returncode == 143
+    assert b"Traceback" not in errors
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text.txt", "tokenizer"]
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not condition():

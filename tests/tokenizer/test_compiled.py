@@ -146,6 +146,18 @@ def test_malformed_files_are_named_with_the_offset(tmp_path: Path, monkeypatch: 
             train_bpe(path, 300, [END_OF_TEXT])
 
 
+def test_training_with_replacement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = b"caf\xe9 caf\xe9s " * 50 + END_OF_TEXT.encode() + b"\xff\xff cut \xe2\x82"
+    bad, good = tmp_path / "bad.txt", tmp_path / "good.txt"
+    bad.write_bytes(raw)
+    good.write_text(raw.decode(errors="replace"), encoding="utf-8")
+    expected = train_bpe(good, 270, [END_OF_TEXT])
+    assert any("\ufffd".encode() in token for token in expected[0].values())
+    for is_fast in (False, True):
+        monkeypatch.setattr(train, "_is_fast", lambda _, is_fast=is_fast: is_fast)
+        assert train_bpe(bad, 270, [END_OF_TEXT], errors="replace") == expected
+
+
 def train_both(
     path: Path | list[Path], size: int, tokens: list[str], monkeypatch: pytest.MonkeyPatch, workers: int = 1
 ) -> None:

@@ -116,3 +116,16 @@ def test_statistics(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert row["longest_tokens"][0] == longest.decode()
     table = run(capsys, "tokenizer-stats", text, "--tokenizers", folder)
     assert f"{row['bytes_per_token']:.3f}" in table
+
+
+def test_counts_with_replacement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw = b"caf\xe9 " * 40
+    (tmp_path / "bad.txt").write_bytes(raw)
+    (tmp_path / "good.txt").write_text(raw.decode(errors="replace"), encoding="utf-8")
+    run(capsys, "count", tmp_path / "bad.txt", tmp_path / "bad.counts", "--errors", "replace")
+    run(capsys, "count", tmp_path / "good.txt", tmp_path / "good.counts")
+    assert (tmp_path / "bad.counts").read_bytes() == (tmp_path / "good.counts").read_bytes()
+    for name in ("bad", "good"):
+        options = ["--vocab_size", 262, "--errors", "replace"]
+        run(capsys, "train-tokenizer", tmp_path / f"{name}.txt", tmp_path / name, *options)
+    assert (tmp_path / "bad" / "merges.txt").read_bytes() == (tmp_path / "good" / "merges.txt").read_bytes()
