@@ -35,9 +35,19 @@ class Group:
     label: str
     runs: list[RunData]
 
+    @property
+    def ended(self) -> list[RunData]:
+        """The runs that trained to their end or diverged."""
+        return [run for run in self.runs if run.is_whole or run.status == DIVERGED]
+
+    @property
+    def counted(self) -> list[RunData]:
+        """The runs that count: a study tries those anew that were cut off, so they do only where none ended."""
+        return self.ended or self.runs
+
     def losses(self) -> list[float]:
-        """Best validation losses of the runs that did not diverge."""
-        return [run.best_loss for run in self.runs if run.status != DIVERGED and math.isfinite(run.best_loss)]
+        """Best validation losses of the runs that count and did not diverge."""
+        return [run.best_loss for run in self.counted if run.status != DIVERGED and math.isfinite(run.best_loss)]
 
     @property
     def mean(self) -> float:
@@ -95,6 +105,30 @@ class Comparison:
             keys = [key for key in keys if _hashable(values[key]) != usual[key]]
             return ", ".join(f"{self.short(key)} {number(values[key])}" for key in keys) or BASELINE
         return ", ".join(_part(self.short(key), values[key], len(keys)) for key in keys)
+
+    def series(self, key: str) -> dict[str, list[Group]]:
+        """The groups by all that names them but `key`: the usual kind first, kinds that a number names in its order.
+
+        Groups that have neither a loss nor diverged are left out.
+        """
+        others = [other for other in self.naming if other != key]
+
+        def place(group: Group) -> tuple[bool, float]:
+            by_number = len(others) == 1 and self.is_numeric(others[0])
+            return self.series_name(group, key) != BASELINE, group.values[others[0]] if by_number else 0
+
+        series: dict[str, list[Group]] = {}
+        for group in sorted((g for g in self.groups if g.losses() or g.diverged), key=place):
+            series.setdefault(self.series_name(group, key), []).append(group)
+        return series
+
+    def series_name(self, group: Group, key: str) -> str:
+        return self.label(group.values, [other for other in self.naming if other != key])
+
+    def series_title(self) -> str | None:
+        """The key whose values alone name the series of runs, which their labels leave out."""
+        keys = [key for key in self.naming if len(self.naming) == 1 or key != self.sweep_key]
+        return self.short(keys[0]) if len(keys) == 1 else None
 
     def short(self, key: str) -> str:
         """A key's last part, or all of it where two keys share that."""

@@ -30,7 +30,7 @@ IGNORED_KEYS = {
     "trainer.val_check_interval",
 }
 SEED = "seed_everything"
-EVENTLESS_ENDS = ("diverged", "interrupted", "pruned")  # such runs may end before anything was logged
+EVENTLESS = ("diverged", "interrupted", "pruned", "running")  # such runs may have logged nothing
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def read_run(folder: Path) -> RunData:
     config = _flatten(_read(folder / "config.yaml", yaml.safe_load))
     scalars, sample = _events(folder)
     train, valid = _curves(scalars, facts)
-    if not len(train.steps) and facts.get("status") not in EVENTLESS_ENDS:
+    if not len(train.steps) and facts.get("status") not in EVENTLESS:
         raise ValueError(f"{folder} holds no training losses (TensorBoard events); leave this run out")
     rates = [value for _, value in scalars.get("train/tokens_per_second", [])]
     run = RunData(

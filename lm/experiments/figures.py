@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm.experiments.compare import BASELINE, Comparison, Group, number
+from lm.experiments.compare import Comparison, number
 from lm.experiments.curves import RunData, smooth
 from lm.training.resume import DIVERGED
 
@@ -86,7 +86,7 @@ def draw_all(comparison: Comparison) -> list[Picture]:
             caption += " Crosses at the upper edge: runs that diverged."
         if any(group.mean > _limit(comparison) for group in comparison.groups):
             caption += " Triangles at the upper edge: losses beyond it."
-        if any(not run.is_whole and run.status != DIVERGED for run in comparison.runs):
+        if not all(group.ended for group in comparison.groups):
             caption += " Hollow points: runs that did not train to their end."
         title = f"{comparison.short(key)} against best validation loss"
         pictures.insert(
@@ -122,34 +122,22 @@ def _lines(comparison: Comparison) -> tuple[list[Line], str]:
         labels = [f"seed {run.seed}" for run in runs] if seeds else comparison.names
         entries = [(label, [run], None) for label, run in zip(labels, runs, strict=True)]
     elif key is not None and len(comparison.naming) == 1:
-        entries = [(group.label, group.runs, float(group.values[key])) for group in groups]
+        entries = [(group.label, group.counted, float(group.values[key])) for group in groups]
         colours = _ordered_colours([value for _, _, value in entries if value is not None])
         styles = STYLES if len(entries) <= MOST_LINES else STYLES[:1]
         looks = [(colour, styles[i % len(styles)]) for i, colour in enumerate(colours)]
         return [Line(*entry, *look) for entry, look in zip(entries, looks, strict=True)], ""
     elif key is not None:
-        best = [min(groups, key=lambda group: _nan_last(group.mean)) for groups in _series(comparison, key).values()]
-        entries = [(f"{_name(comparison, key, g)} ({number(g.values[key])})", g.runs, None) for g in best]
+        best = [min(groups, key=lambda group: _nan_last(group.mean)) for groups in comparison.series(key).values()]
+        entries = [(f"{comparison.series_name(g, key)} ({number(g.values[key])})", g.counted, None) for g in best]
         note = f" Each at its best {comparison.short(key)}, in brackets; the table has all runs."
     else:
-        entries = [(group.label, group.runs, None) for group in groups]
+        entries = [(group.label, group.counted, None) for group in groups]
     if len(entries) > MOST_LINES:
         best = sorted(entries, key=lambda entry: min((r.best_loss for r in entry[1]), key=_nan_last))
         note += f" Of {len(entries)} kinds of runs the {MOST_LINES} best are drawn; the table has all."
         entries = [entry for entry in entries if entry in best[:MOST_LINES]]
     return [Line(*entry, *_look(i)) for i, entry in enumerate(entries)], note
-
-
-def _series(comparison: Comparison, key: str) -> dict[str, list[Group]]:
-    """The groups by all that names them but `key`, the usual kind first."""
-    series: dict[str, list[Group]] = {}
-    for group in sorted(comparison.groups, key=lambda group: _name(comparison, key, group) != BASELINE):
-        series.setdefault(_name(comparison, key, group), []).append(group)
-    return series
-
-
-def _name(comparison: Comparison, key: str, group: Group) -> str:
-    return comparison.label(group.values, [other for other in comparison.naming if other != key])
 
 
 def _nan_last(value: float) -> float:
@@ -259,7 +247,7 @@ def _legend(figure: "Figure", axes: "Axes", comparison: Comparison, lines: list[
     handles = [
         Line2D([], [], color=line.colour, linestyle=line.style, linewidth=2.5, label=_with_fate(line)) for line in lines
     ]
-    title = comparison.short(comparison.naming[0]) if len(comparison.naming) == 1 else None
+    title = comparison.series_title()
     figure.legend(handles=handles, title=title, loc="outside right upper", fontsize=11, alignment="left")
 
 
@@ -278,7 +266,7 @@ def _limit(comparison: Comparison) -> float:
 
 def _draw_sweep(figure: "Figure", comparison: Comparison, key: str) -> None:
     axes = figure.subplots()
-    series, edge = _series(comparison, key), axes.get_xaxis_transform()
+    series, edge = comparison.series(key), axes.get_xaxis_transform()
     limit = _limit(comparison)
     for i, (name, groups) in enumerate(series.items()):
         colour, style = _look(i)
@@ -286,10 +274,11 @@ def _draw_sweep(figure: "Figure", comparison: Comparison, key: str) -> None:
         x = [group.values[key] for group in alive]
         axes.plot(x, [group.mean for group in alive], style, color=colour, linewidth=1.6, label=name)
         for group in alive:
-            whole = all(run.is_whole or run.status == DIVERGED for run in group.runs)
             bars = None if math.isnan(group.deviation) else group.deviation
             look: Any = {"fmt": MARKERS[i % len(MARKERS)], "color": colour, "markersize": 7, "capsize": 4}
-            axes.errorbar(group.values[key], group.mean, bars, markerfacecolor=colour if whole else "white", **look)
+            axes.errorbar(
+                group.values[key], group.mean, bars, markerfacecolor=colour if group.ended else "white", **look
+            )
             if bars is not None:
                 axes.plot([group.values[key]] * len(group.losses()), group.losses(), "o", color=colour, alpha=0.35)
         height = 0.97 - 0.06 * i
@@ -326,4 +315,4 @@ def _draw_sweep(figure: "Figure", comparison: Comparison, key: str) -> None:
     axes.set_xlabel(key)
     axes.set_ylabel(f"best validation {LOSS}")
     if len(series) > 1:
-        figure.legend(loc="outside right upper", fontsize=11)
+        figure.legend(title=comparison.series_title(), loc="outside right upper", fontsize=11, alignment="left")

@@ -115,7 +115,7 @@ def _tables(comparison: Comparison) -> list[tuple[str, Table]]:
         cells = [
             [
                 *(number(group.values[key]) for key in comparison.differing),
-                str(len(group.runs)),
+                str(len(group.counted)),
                 str(group.diverged),
                 f"{_cell('loss', group.mean)} ± {_cell('loss', group.deviation)}",
             ]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import statistics
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lm.cli import main
 from lm.experiments.compare import compare
 from lm.experiments.curves import read_run
+from lm.experiments.figures import _lines
 
 SAMPLE = "<b>Tom & Lily</b> found a ``` box."
 
@@ -68,6 +70,39 @@ def test_tables_groups_and_diverged_runs(study: Path, tmp_path: Path) -> None:
     assert (output / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_tried_anew_count_once(study: Path, tmp_path: Path) -> None:
+    make_run(study / "killed", 0.01, 0, float("nan"), "running")
+    cut = make_run(study / "cut", 0.01, 1, 9.0)
+    facts = json.loads((cut / "run.json").read_text())
+    (cut / "run.json").write_text(json.dumps({**facts, "status": "interrupted"}))
+    alone = json.loads((make_run(study / "alone", 0.1, 0, 3.0) / "run.json").read_text())
+    (study / "alone" / "run.json").write_text(json.dumps({**alone, "status": "interrupted"}))
+    assert main(["report", str(study), "--output", str(tmp_path / "report")]) == 0
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    assert "| 0.01 | 3 | 0 | 1.8000 ± 0.1000 |" in markdown
+    assert "| 0.1 | 1 | 0 | 3.0000 ± – |" in markdown
+    assert "Hollow points: runs that did not train to their end." in markdown
+    comparison = compare([read_run(folder) for folder in study.iterdir()])
+    (line,) = [line for line in _lines(comparison)[0] if line.label == "0.01"]
+    assert sorted(run.folder.name for run in line.runs) == ["rate_0.01_0", "rate_0.01_1", "rate_0.01_2"]
+
+
+def test_series_named_by_a_number_come_in_its_order(tmp_path: Path) -> None:
+    folders = []
+    for batch in (16, 4, 1024):
+        for rate in (0.1, 0.2, 0.3, 0.4, 0.5):
+            folder = make_run(tmp_path / f"{batch}-{rate}", rate, 0, 2.0)
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            (folder / "config.yaml").write_text(yaml.safe_dump({**config, "data": {"batch_size": batch}}))
+            folders.append(folder)
+    make_run(tmp_path / "full", 0.1, 0, math.nan, "interrupted")
+    config = {**config, "data": {"batch_size": 4096}}
+    (tmp_path / "full" / "config.yaml").write_text(yaml.safe_dump(config))
+    comparison = compare([read_run(folder) for folder in [*folders, tmp_path / "full"]])
+    assert [line.label for line in _lines(comparison)[0]] == ["4 (0.1)", "16 (0.1)", "1024 (0.1)"]
+    assert comparison.series_title() == "batch_size"
+
+
 def test_kinds_are_named_by_what_is_unusual(tmp_path: Path) -> None:
     def kind(name: str, norm: str, position: str, rate: float) -> Path:
         folder = make_run(tmp_path / name, rate, 0, 2.0)
@@ -100,7 +135,7 @@ def test_page_stands_alone_and_escapes(study: Path, tmp_path: Path) -> None:
 
 
 def test_bad_input_is_one_line(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    silent = make_run(tmp_path / "silent", 0.1, 0, 1.0, "running")
+    silent = make_run(tmp_path / "silent", 0.1, 0, 1.0, "unknown")
     other = tmp_path / "other"
     other.mkdir()
     (other / "mine.txt").touch()
