@@ -112,9 +112,11 @@ def _compile_and_keep() -> bytes:
             folder.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(made)
             os.replace(temporary, folder / _name())
-            break
+            return made
         except OSError:
             continue
+    tried = " nor ".join(map(str, _folders()))
+    log.warning("neither %s can be written: this will be compiled in every run; set XDG_CACHE_HOME to a folder", tried)
     return made
 
 

@@ -260,13 +260,16 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
     assert cached.read_bytes() == whole
 
 
-def test_without_a_folder_for_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_folder_for_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("")
     made = kernels_file()
     monkeypatch.setattr(native, "build", lambda: made)
     monkeypatch.setattr(native, "_folders", lambda: [tmp_path / "file" / "below"])
     native.kernels.cache_clear()
     assert native.kernels().valid_until(np.zeros(PADDING, np.uint8), 0, 0) == 0
+    assert "file/below can be written: this will be compiled in every run" in caplog.text
     native.kernels.cache_clear()
 
 
