@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
-from lm.terminal import printable
+from lm.terminal import PrintableFormatter, printable
 
 COMMANDS = {
     "fit": "train a model: text, tokenizer, tokens, training, validation and a story, in one go",
@@ -112,7 +112,9 @@ def main(arguments: list[str]) -> int:
     if command not in COMMANDS:
         print(f"error: there is no command {command!r}; choose from {', '.join(COMMANDS)}", file=sys.stderr)
         return USAGE_ERROR
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    said = logging.StreamHandler()
+    said.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(handlers=[said], level=logging.WARNING)
     logging.getLogger("lm").setLevel(logging.INFO)
     threading.excepthook = _thread_failed
     try:

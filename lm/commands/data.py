@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from lm.data.sources import SourceName, StoryCorpus
+from lm.terminal import printable_json, say
 from lm.tokenizer import END_OF_TEXT
 
 
@@ -38,14 +39,14 @@ def prepare(
         source, train_text, valid_text, vocab_size, tokenizer, data_dir, tokenizers_dir, stories, workers
     )
     meta = TokenFiles(prepared.tokens).meta
-    print(f"tokenizer: {prepared.tokenizer} ({meta.vocab_size:,} ids)")
+    say(f"tokenizer: {prepared.tokenizer} ({meta.vocab_size:,} ids)")
     for name, split in (("train", meta.train), ("valid", meta.valid)):
         line = f"{name}: {prepared.tokens / name}.npy ({split.tokens:,} tokens, {split.bytes_per_token:.3f} bytes each)"
         if split.irreducible is not None:
             line += f", irreducible loss {split.irreducible:.4f} nats per token"
-        print(line)
+        say(line)
     if meta.overlap:
-        print(meta.overlap)
+        say(meta.overlap)
 
 
 def train_tokenizer(
@@ -78,7 +79,7 @@ def train_tokenizer(
     vocab, merges = train_bpe(paths, vocab_size, specials, workers, progress=True, errors=errors)
     Tokenizer(vocab, merges, specials).save(output)
     longest = max(vocab.values(), key=len)
-    print(f"{output}: {len(vocab):,} tokens, {len(merges):,} merges, longest {longest.decode(errors='replace')!r}")
+    say(f"{output}: {len(vocab):,} tokens, {len(merges):,} merges, longest {longest.decode(errors='replace')!r}")
 
 
 def count(
@@ -110,7 +111,7 @@ def count(
     paths = [text_file(text) for text in _named(texts)]
     counts = count_files(paths, specials, checked_workers(workers), True, (shard, shards), errors)
     counts.save(output, specials.tokens)
-    print(f"{output}: {len(counts):,} different pre-tokens, {counts.total:,} in all")
+    say(f"{output}: {len(counts):,} different pre-tokens, {counts.total:,} in all")
 
 
 def encode(
@@ -140,7 +141,7 @@ def encode(
         raise ValueError(f"the output {output} must end in .npy")
     encoded = encode_file(Tokenizer.from_folder(tokenizer), text, output, workers, True, errors, (shard, shards))
     ratio = encoded.bytes / max(encoded.tokens, 1)
-    print(f"{output}: {encoded.tokens:,} tokens, {encoded.documents:,} documents, {ratio:.3f} bytes per token")
+    say(f"{output}: {encoded.tokens:,} tokens, {encoded.documents:,} documents, {ratio:.3f} bytes per token")
 
 
 def join_tokens(parts: list[str], output: Path) -> None:
@@ -154,7 +155,7 @@ def join_tokens(parts: list[str], output: Path) -> None:
 
     if output.suffix != ".npy":
         raise ValueError(f"the output {output} must end in .npy")
-    print(f"{output}: {join_token_files([Path(part) for part in parts], output):,} tokens")
+    say(f"{output}: {join_token_files([Path(part) for part in parts], output):,} tokens")
 
 
 def tokenizer_stats(texts: list[str], tokenizers: Path = Path("tokenizers"), json: bool = False) -> None:
@@ -165,12 +166,10 @@ def tokenizer_stats(texts: list[str], tokenizers: Path = Path("tokenizers"), jso
         tokenizers: a folder of tokenizers, or a tokenizer.
         json: print JSON instead of a table.
     """
-    from json import dumps
-
     from lm.data.tokenizer_stats import as_table, statistics
 
     found = statistics([Path(text) for text in _named(texts)], tokenizers)
-    print(dumps(found, indent=2, ensure_ascii=False) if json else as_table(found))
+    say(printable_json(found, indent=2) if json else as_table(found))
 
 
 def _named(texts: list[str]) -> list[str]:

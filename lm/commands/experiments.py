@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lm.experiments.study import Study
+from lm.terminal import say
 
 
 def sweep(study: Study) -> None:
@@ -17,7 +18,7 @@ def sweep(study: Study) -> None:
     columns = ["trial", "outcome", "loss", *study.spaces]
     widths = [max(len(name), *(len(_cell(row.get(name))) for row in rows)) for name in columns] if rows else []
     for cells in [columns, *([_cell(row.get(name)) for name in columns] for row in rows)]:
-        print("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
+        say("  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
 
 
 def report(runs: list[str], output: Path = Path("report"), title: str = "Report") -> None:
@@ -30,7 +31,7 @@ def report(runs: list[str], output: Path = Path("report"), title: str = "Report"
     """
     from lm.experiments.report import write_report
 
-    print(write_report([Path(run) for run in runs], output, title))
+    say(str(write_report([Path(run) for run in runs], output, title)))
 
 
 def _cell(value: object) -> str:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
+from lm.terminal import say
+
 
 def export(output: Path, run: Path | None = None) -> None:
     """Write a run's model and tokenizer as a folder that Hugging Face transformers opens as LlamaForCausalLM.
@@ -16,7 +18,7 @@ def export(output: Path, run: Path | None = None) -> None:
 
     found = find_run(run)
     export_run(found, output)
-    print(f"{output}: {found.checkpoint} for transformers' AutoModelForCausalLM and AutoTokenizer")
+    say(f"{output}: {found.checkpoint} for transformers' AutoModelForCausalLM and AutoTokenizer")
 
 
 def export_tokenizer(tokenizer: Path, output: Path, format: Literal["huggingface", "tiktoken"] = "huggingface") -> None:
@@ -33,14 +35,14 @@ def export_tokenizer(tokenizer: Path, output: Path, format: Literal["huggingface
     loaded = Tokenizer.from_folder(tokenizer)
     if format == "huggingface":
         export_huggingface(loaded, output)
-        print(f"{output}: open it with transformers.AutoTokenizer.from_pretrained")
+        say(f"{output}: open it with transformers.AutoTokenizer.from_pretrained")
         return
     export_tiktoken(loaded, output)
-    print(f"{output}: open it with\n")
-    print("import tiktoken")
-    print(f"ranks = tiktoken.load.load_tiktoken_bpe({str(output)!r})")
-    print(f'tiktoken.Encoding({output.stem!r}, pat_str=r"{GPT2_PATTERN}",')
-    print(f"                  mergeable_ranks=ranks, special_tokens={loaded.special_ids})")
+    say(f"{output}: open it with\n")
+    say("import tiktoken")
+    say(f"ranks = tiktoken.load.load_tiktoken_bpe({str(output)!r})")
+    say(f'tiktoken.Encoding({output.stem!r}, pat_str=r"{GPT2_PATTERN}",')
+    say(f"                  mergeable_ranks=ranks, special_tokens={loaded.special_ids})")
 
 
 def import_model(folder: Path, run_folder: Path | None = None) -> None:
@@ -53,10 +55,10 @@ def import_model(folder: Path, run_folder: Path | None = None) -> None:
     from lm.export.from_huggingface import import_model
 
     made = import_model(folder, run_folder)
-    print(f"run folder:  {made}")
-    print(f'text:        python -m lm generate --run {made} "Once upon a time"')
-    print(f"loss:        python -m lm validate --run {made} --data.train_text TEXT --data.valid_text TEXT")
-    print(f"training:    python -m lm fit --weights {made} --data.train_text TEXT --data.valid_text TEXT")
+    say(f"run folder:  {made}")
+    say(f'text:        python -m lm generate --run {made} "Once upon a time"')
+    say(f"loss:        python -m lm validate --run {made} --data.train_text TEXT --data.valid_text TEXT")
+    say(f"training:    python -m lm fit --weights {made} --data.train_text TEXT --data.valid_text TEXT")
 
 
 def import_tokenizer(source: Path, output: Path, special_tokens: dict[str, int] | None = None) -> None:
@@ -74,4 +76,4 @@ def import_tokenizer(source: Path, output: Path, special_tokens: dict[str, int] 
     require_free(output)
     tokenizer = read_tokenizer(source, special_tokens)
     tokenizer.save(output)
-    print(f"{output}: {len(tokenizer.vocab):,} tokens, special tokens {tokenizer.special_ids}")
+    say(f"{output}: {len(tokenizer.vocab):,} tokens, special tokens {tokenizer.special_ids}")

@@ -6,7 +6,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lm.terminal import printable
+from lm.terminal import printable, printable_json, say
 from lm.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def generate(
         raise ValueError("interactive takes prompts from the terminal; leave out prompts, json and num_samples")
     stops = [stop] if isinstance(stop, str) else stop or ()
     loaded = load(run, device)
-    print(f"generating with {loaded.run.checkpoint}", file=sys.stderr)
+    say(f"generating with {loaded.run.checkpoint}", file=sys.stderr)
     for given in _lines() if interactive else [prompts or [""]]:
         rows = [prompt for prompt in given for _ in range(num_samples)]
         if json:
@@ -97,13 +97,11 @@ def _lines() -> Iterator[list[str]]:
 
 
 def _print_json(prompts: list[str], completions: "list[Completion]", logprobs: bool) -> None:
-    from json import dumps
-
     for prompt, row in zip(prompts, completions, strict=True):
         line = {"prompt": prompt, "text": row.text, "seed": row.seed, "finish": row.finish, "tokens": len(row.tokens)}
         if logprobs:
             line |= {"ids": [token.id for token in row.tokens], "logprobs": [token.logprob for token in row.tokens]}
-        print(dumps(line, ensure_ascii=False), flush=True)
+        print(printable_json(line), flush=True)
 
 
 def score(
@@ -128,7 +126,7 @@ def score(
     from lm.loaded import load
 
     loaded = load(run, device)
-    print(f"scoring with {loaded.run.checkpoint}", file=sys.stderr)
+    say(f"scoring with {loaded.run.checkpoint}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         tokens = text
         if text.suffix != ".npy":
@@ -185,6 +183,6 @@ def evaluate(
     from lm.loaded import load
 
     loaded = load(run, device)
-    print(f"evaluating {loaded.run.checkpoint}", file=sys.stderr)
+    say(f"evaluating {loaded.run.checkpoint}", file=sys.stderr)
     results = evaluate(loaded, tasks, few_shots, limit, task_folder)
     print(dumps(results["results"], indent=2) if json else make_table(results))

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lm.terminal import say
+
 
 def verify(paths: list[str]) -> None:
     """Check every byte of runs and of token files; the first that is not as it was written is named.
@@ -29,7 +31,7 @@ def _verify_run(path: Path) -> None:
         run = Run(found.folder, checkpoint)
         run.load_tokenizer()
         run.load_model()
-        print(f"{checkpoint}: whole, at step {run.contents['global_step']}, with its tokenizer")
+        say(f"{checkpoint}: whole, at step {run.contents['global_step']}, with its tokenizer")
     record = found.folder / "run.json"
     tokens = json.loads(record.read_text(encoding="utf-8")).get("tokens_folder") if record.is_file() else None
     if tokens is not None and Path(tokens).is_dir():
@@ -40,4 +42,4 @@ def _verify_tokens(folder: Path) -> None:
     from lm.data.tokens import TokenFiles
 
     TokenFiles(folder).verify()
-    print(f"{folder}: train.npy and valid.npy are as they were written")
+    say(f"{folder}: train.npy and valid.npy are as they were written")

@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lm.data.datamodule import TokenDataModule
-from lm.terminal import printable
+from lm.terminal import say
 from lm.training.allowed import require_allowed
 from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples, StartingWeights
 from lm.training.memory import MemoryAdvice
@@ -79,7 +79,7 @@ def _with_run(arguments: list[str]) -> list[str]:
     parser.add_argument("--ckpt_path", type=Path)
     known, rest = parser.parse_known_args(arguments)
     found = find_run(known.ckpt_path or known.run)
-    print(f"validating {found.checkpoint}")
+    say(f"validating {found.checkpoint}")
     configs = known.config or [str(found.config)]
     chosen = [part for config in configs for part in ("--config", config)]
     return [*chosen, *rest, "--ckpt_path", str(found.checkpoint)]
@@ -98,7 +98,7 @@ def _with_resume(arguments: list[str]) -> list[str]:
     if known.ckpt_path is not None:
         raise ValueError(f"--resume finds the checkpoint itself; leave out --ckpt_path {known.ckpt_path} or --resume")
     found, step = find_resumable(known.run_folder)
-    print(f"resuming {found.checkpoint} at step {step}")
+    say(f"resuming {found.checkpoint} at step {step}")
     configs = [part for config in known.config or [str(found.config)] for part in ("--config", config)]
     return [*configs, *rest, "--run_folder", str(found.folder), "--ckpt_path", str(found.checkpoint)]
 
@@ -230,11 +230,11 @@ class LMCommandLine(LightningCLI):
         if not self.trainer.is_global_zero or self.trainer.state.status != TrainerStatus.FINISHED:
             return
         if self.samples.latest:
-            print(f"\nA story of this model:\n\n{printable(self.samples.latest)}\n")
+            say(f"\nA story of this model:\n\n{self.samples.latest}\n")
         print(f"{self._loss_line()}; {self.metrics.elapsed():.0f} s of training, {self.metrics.tokens:,} tokens")
         if log_dir is not None:
-            print(f"run folder:  {Path(log_dir)}")
-            print(f"curves:      tensorboard --logdir {Path(log_dir).parent}")
+            say(f"run folder:  {Path(log_dir)}")
+            say(f"curves:      tensorboard --logdir {Path(log_dir).parent}")
             print('more text:   python -m lm generate "Once upon a time"')
 
     def after_validate(self) -> None:
