@@ -24,6 +24,7 @@ from lm.data.encode import encode_file
 from lm.data.sampler import get_batch
 from lm.data.tokens import TokenFiles
 from lm.export.tokenizer_formats import GPT2_PATTERN, export_huggingface, export_tiktoken, read_tokenizer
+from lm.terminal import printable
 from lm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 from lm.tokenizer.bpe import WARM_FROM
 from lm.tokenizer.layout import COMPILE_FROM
@@ -246,7 +247,7 @@ def _command(arguments: list[str]) -> bool:
             code = stop.code
     lines = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]
     require((code, len(lines)) in ((0, 0), (2, 1)), f"exit code {code}, said {said.getvalue()!r}")
-    require(all(line.isprintable() for line in lines), f"not printable: {lines}")
+    require(all(printable(line) == line for line in lines), f"not printable: {lines}")
     return code == 0
 
 

@@ -5,8 +5,9 @@ import logging
 from typing import Any, TextIO
 
 # Control characters, with which text could move the cursor or talk to the terminal, and those that change the
-# direction of the text around them (Boucher and Anderson 2021, "Trojan Source").
-_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+# direction of the text around them (Boucher and Anderson 2021, "Trojan Source"). Bytes of a file's name that are not
+# UTF-8 are lone surrogates in Python, which cannot be printed at all.
+_CONTROLS = [*range(0x20), *range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000)]
 _SPELLED = {code: chr(code).encode("unicode_escape").decode() for code in _CONTROLS if chr(code) not in "\n\t"}
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from checks.fuzz import fuzz_with_hypothesis, round_trips
-from checks.fuzz_targets import TARGETS, BugError, Ground, Target
+from checks.fuzz_targets import TARGETS, BugError, Ground, Target, check
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")  # Lightning 2.6 on torch 2.13
 
@@ -18,6 +18,11 @@ def test_damaged_input_is_handled_or_refused_in_one_line(target: Target, ground:
     outcome = fuzz_with_hypothesis(target, ground, seconds=0, examples=30)
     assert outcome.bug is None, outcome
     assert outcome.inputs >= 30
+
+
+@pytest.mark.parametrize(("name", "data"), [("config", 'trainer: {"\\uD7FC": 1}')], ids=["no character, no control"])
+def test_what_once_failed(name: str, data: str, ground: Ground) -> None:
+    assert not check(TARGETS[name], ground, data.encode())
 
 
 def test_a_bug_is_found_and_made_small(ground: Ground) -> None:

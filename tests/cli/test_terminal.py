@@ -14,6 +14,7 @@ from lm.terminal import PrintableFormatter, printable, printable_json, say
 def test_controls_are_spelled_out_and_all_else_stays() -> None:
     assert printable("a\x1b[2Jb\x07\r\x9b31m\x7f\x00") == "a\\x1b[2Jb\\x07\\r\\x9b31m\\x7f\\x00"
     assert printable("\u202eevil\u2066") == "\\u202eevil\\u2066"
+    assert printable(b"caf\xe9.txt".decode(errors="surrogateescape")) == "caf\\udce9.txt"
     text = "Größe\t小猫 😀\n\u00a0\u3000\u200d"
     assert printable(text) == text
 
