@@ -183,7 +183,8 @@ def _is_users_mistake(error: BaseException) -> bool:
 def _one_line(error: BaseException) -> str:
     """The message, in one line, without characters that a terminal would obey."""
     if isinstance(error, OSError) and error.strerror:
-        message = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        message = f"{error.strerror}: {name}" if name else error.strerror
         if error.errno in ADVICE:
             message += f"; {ADVICE[error.errno]}"
     else:

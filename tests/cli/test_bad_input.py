@@ -111,11 +111,16 @@ def test_a_new_run_whose_number_was_taken_takes_the_next(
         (errno.EFBIG, None, "File too large; raise the limit of a file's size"),
         (errno.ENOSPC, "made.npy", "No space left on device: made.npy; make room on the disk"),
         (errno.EACCES, "data", "Permission denied: data; get the right to it"),
+        (errno.EACCES, b"events", "Permission denied: events; get the right to it"),
         (errno.ENOTDIR, "train.txt/made", "Not a directory: train.txt/made\n"),
     ],
 )
 def test_errors_of_the_system_say_what_to_do(
-    number: int, name: str | None, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    name: str | bytes | None,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(command: str, arguments: list[str]) -> int:
         raise OSError(number, os.strerror(number), name) if name else OSError(number, os.strerror(number))
