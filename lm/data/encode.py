@@ -110,8 +110,11 @@ def _encode_spans(
     """Ids of a span of a file: by threads and compiled code, or, where that does not pay, by plain Python."""
     specials = SpecialTokens(tokenizer.special_ids)
     if pool := tokenizer.encoders(whole.size):
-        size = min(SPAN, max(SMALL_SPAN, whole.size // (SPANS_A_THREAD * num_workers)))
-        yield from pool.encode_spans(list(specials.spans(whole, size)), num_workers, errors)
+        spans = [whole]
+        if num_workers > 1:
+            size = min(SPAN, max(SMALL_SPAN, whole.size // (SPANS_A_THREAD * num_workers)))
+            spans = list(specials.spans(whole, size))
+        yield from pool.encode_spans(spans, num_workers, errors)
         return
     caching = Tokenizer(tokenizer.vocab, tokenizer.merges, specials.tokens, CACHE_SIZE)
     yield from _encode_span(caching, whole, errors)

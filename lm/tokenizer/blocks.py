@@ -66,7 +66,7 @@ class BlockReader:
             self._file.seek(span.start)
         self._position = span.start
         self._checked = 0
-        self.data = np.zeros(BLOCK + PADDING, np.uint8)
+        self.data = np.zeros(min(BLOCK, span.size) + PADDING, np.uint8)
         self.filled = 0
         self.is_final = False
 
