@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.allocations import peaks_by_operations, peaks_on_cuda
@@ -32,7 +31,7 @@ from lm.accounting import (
     peak_flops,
     recomputed_flops,
 )
-from lm.model import ModelConfig, TransformerLM, cross_entropy_loss
+from lm.model import ModelConfig, TransformerLM
 from lm.optim import AdamW, gradient_clipping, parameter_groups
 
 CUDA = torch.device("cuda")
@@ -101,12 +100,9 @@ class Training:
             shape = (row.batch_size, row.net.context_length)
             self.inputs = torch.randint(row.net.vocab_size, shape)
             self.targets = torch.randint(row.net.vocab_size, shape)
-        self.loss = cross_entropy_loss
-        if row.checkpointing:
-            checkpoint_blocks(self.model)
+        self.model.checkpointing = row.checkpointing
         if row.compiled:
-            self.model.compile()
-            self.loss = torch.compile(cross_entropy_loss)
+            self.model.speed_up(compiled=True)
         self.optimizer = AdamW(parameter_groups(self.model.named_parameters(), 0.1))
 
     def resident(self) -> list[Tensor]:
@@ -116,7 +112,7 @@ class Training:
     def step(self, after: Callable[[str], object] = lambda part: None) -> None:
         """One step; `after` is called with the name of each part that has ended."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.row.precision == "bf16-mixed"):
-            loss = self.loss(self.model(self.inputs), self.targets)
+            loss = self.model.loss(self.inputs, self.targets)
         after("loss")
         self.optimizer.zero_grad()
         loss.backward()
@@ -125,16 +121,6 @@ class Training:
         gradient_clipping(self.model.parameters(), 1.0)
         self.optimizer.step()
         after("optimizer")
-
-
-def checkpoint_blocks(model: TransformerLM) -> None:
-    """Keep each block's input only, and compute the block again in the backward pass."""
-    for layer in model.layers:
-
-        def again(*arguments: Any, forward: Any = layer.forward) -> Any:
-            return checkpoint(forward, *arguments, use_reentrant=False, preserve_rng_state=False)
-
-        layer.forward = again
 
 
 def step_flops(row: Row) -> int:

@@ -87,8 +87,8 @@ OPTIMIZATION = [
     Fault("training/module.py", "self.optimizer_config.max_l2_norm)", "1e9)", "training/test_module.py"),
     Fault(
         "training/module.py",
-        "self.loss(batch).to(self._valid_sum.dtype) * count",
-        "self.loss(batch).to(self._valid_sum.dtype) * 32",
+        "self.net.loss(*batch).to(self._valid_sum.dtype) * count",
+        "self.net.loss(*batch).to(self._valid_sum.dtype) * 32",
         "training/test_module.py",
     ),
     Fault(

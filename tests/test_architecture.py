@@ -41,7 +41,7 @@ ONLY_IN = {
     "regex": ("tokenizer/",),
     "numba": ("tokenizer/kernels/", "tokenizer/native.py", "generation/native.py"),
     "llvmlite": ("tokenizer/kernels/", "tokenizer/native.py"),
-    "triton": ("generation/kernels.py",),
+    "triton": ("generation/kernels.py", "model/kernels/", "optim/kernels.py"),
     "huggingface_hub": ("data/hub.py",),
     "safetensors": ("export/",),
     "optuna": ("experiments/sweep.py",),

@@ -29,6 +29,7 @@ Backend = Literal["cuda", "cpu"]
 Algorithm = Literal["adamw", "muon"]
 WIDE = 4  # bytes of a float32
 CUBLAS_WORKSPACES = 2 * 32 * 2**20  # of the forward and the backward thread; on Hopper, 8 MiB each before
+ADAMW_PIECE = 131_072  # numbers that a step on the CPU updates at a time
 ID = 8  # bytes of a token id in a batch, int64
 
 
@@ -71,8 +72,7 @@ def saved_activations(
     if config.dropout:
         saved["dropout of the embeddings"] = _dropout_mask(config, time, WIDE, backend)
     if checkpointing:
-        # A block's input is the residual stream; the positions are one tensor for all blocks.
-        saved["inputs of the blocks"] = Line(layers * time * width * WIDE, time * ID)
+        saved["inputs of the blocks"] = Line(layers * time * width * WIDE)  # the residual stream
     else:
         saved |= {name: line * layers for name, line in _block(config, time, precision, backend).items()}
     if has_final_norm(config):
@@ -102,8 +102,8 @@ def moments(
     - backward, last block: the gradients are gone but for the output projection's; the last block's activations are
       still all there (computed again, with checkpointing), with the gradients that flow through its feed-forward.
     - backward, first block: the gradients of all above it are there, and one block's activations.
-    - optimizer: all gradients, and what the step makes: AdamW's denominators for the largest group, the matrices, or
-      Muon's iteration on the largest stack of like matrices.
+    - optimizer: all gradients, and what the step makes: nothing for AdamW on CUDA, denominators for a piece of the
+      parameters on the CPU, and Muon's iteration on the largest stack of like matrices.
     """
     counted = count_parameters(config)
     total = counted.total
@@ -142,7 +142,7 @@ def _made_by_optimizer(config: ModelConfig, backend: Backend, algorithm: Algorit
     counted = count_parameters(config)
     matrices = counted.total - counted.norms
     if algorithm == "adamw":
-        return WIDE * matrices
+        return WIDE * min(matrices, ADAMW_PIECE) if backend == "cpu" else 0
     width, inner = config.d_model, config.ff_width
     opening = config.num_layers * (ffn_matrices(config) - 1) * width * inner
     stacks = [(counted.attention, 1.0), (opening, min(width, inner) / max(width, inner))]
@@ -150,8 +150,7 @@ def _made_by_optimizer(config: ModelConfig, backend: Backend, algorithm: Algorit
         stacks = [(counted.attention + counted.ffn, 1.0)]
     # The stack itself, the iteration's matrices before and after a round, and two squares of their shorter side.
     narrow = 2 if backend == "cuda" else WIDE
-    iteration = max(round(count * (WIDE + narrow * (2 + 2 * ratio))) for count, ratio in stacks)
-    return max(iteration, WIDE * (matrices - counted.attention - counted.ffn))
+    return max(round(count * (WIDE + narrow * (2 + 2 * ratio))) for count, ratio in stacks)
 
 
 def largest_batch(at_moments: dict[str, Line], capacity: int) -> int:

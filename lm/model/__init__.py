@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lm.model.layers import RMSNorm as RMSNorm
     from lm.model.layers import SiLUFeedForward as SiLUFeedForward
     from lm.model.layers import SwiGLU as SwiGLU
+    from lm.model.loss import linear_cross_entropy as linear_cross_entropy
     from lm.model.rope import RotaryPositionEmbedding as RotaryPositionEmbedding
     from lm.model.transformer import TransformerLM as TransformerLM
 
@@ -32,6 +33,7 @@ _HOMES = {
     "TransformerBlock": "block",
     "TransformerLM": "transformer",
     "cross_entropy_loss": "functional",
+    "linear_cross_entropy": "loss",
     "scaled_dot_product_attention": "functional",
     "silu": "functional",
     "softmax": "functional",

@@ -139,10 +139,11 @@ class MultiHeadSelfAttention(nn.Module):
             cache.write(k, v, token_positions)
             if mask is not None:
                 k, v = cache.keys_BHSK.to(q.dtype), cache.values_BHSK.to(q.dtype)
-        heads = self._attend(q, k, v, mask)
+        heads = self.attend(q, k, v, mask)
         return self.output_proj(heads.transpose(-2, -3).flatten(-2))
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The heads' output, (..., H, T, K), of (..., H, T, K) queries and (..., H, S, K) keys and values."""
         if self.attention == "fused":
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         if mask is None:

@@ -3,13 +3,20 @@
 Shape letters: B batch, T time, S slots of the cache, D d_model, V vocabulary.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lm.model.attention import KVCache
 from lm.model.block import TransformerBlock
 from lm.model.config import ModelConfig
+from lm.model.fast import fast_block
+from lm.model.functional import cross_entropy_loss
 from lm.model.layers import Embedding, Linear, RMSNorm
+from lm.model.loss import linear_cross_entropy
 from lm.model.rope import RotaryPositionEmbedding
 
 
@@ -24,11 +31,17 @@ class TransformerLM(nn.Module):
 
     Args:
         config: shape and switches.
+
+    Attributes:
+        checkpointing: keep each block's input only, and compute the block again in the backward pass.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
+        self._compiled = False
+        self._fast_block: Callable[[TransformerBlock, Tensor], Tensor] | None = None
         rope = None
         if config.position == "rope":
             rope = RotaryPositionEmbedding(config.rope_theta, config.head_width, config.context_length)
@@ -41,9 +54,26 @@ class TransformerLM(nn.Module):
         if config.tie_embeddings:
             self.token_embeddings.weight = self.lm_head.weight
 
+    def speed_up(self, compiled: bool) -> None:
+        """From now on passes without a cache take the fast path: `lm.model.fast` and `lm.model.loss`.
+
+        Under autocast its residual stream has the narrow type as well, which the readable path keeps in float32.
+
+        Args:
+            compiled: compile a block, once for all of them, with torch.compile.
+        """
+        self._compiled = compiled
+        self._fast_block = torch.compile(fast_block, dynamic=False) if compiled else fast_block
+
     def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each one given; arguments and errors as in `hidden`."""
         return self.lm_head(self.hidden(token_ids, cache))
+
+    def loss(self, token_ids: Tensor, targets: Tensor) -> Tensor:
+        """Mean of -ln p(target) over all tokens, in nats; both (B, T), in [0, V)."""
+        if self._fast_block is None:
+            return cross_entropy_loss(self.forward(token_ids), targets)
+        return linear_cross_entropy(self.hidden(token_ids), self.lm_head.weight, targets, self._compiled)
 
     def hidden(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the output projection reads; apart, for callers that need few of the logits at a time.
@@ -78,6 +108,20 @@ class TransformerLM(nn.Module):
                 mask = slots_S <= positions[:, None, :, None]
             cache.is_empty = False
         x_BTD = self.dropout(self.token_embeddings(token_ids))
+        fast = self._fast_block if cache is None else None
+        if fast is not None and torch.is_autocast_enabled(x_BTD.device.type):
+            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
         for index, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, positions, cache.layer(index) if cache is not None else None, mask)
+            assert isinstance(layer, TransformerBlock)
+            if fast is not None:
+                block = partial(fast, layer)
+            else:
+                layer_cache = cache.layer(index) if cache is not None else None
+                block = partial(layer, token_positions=positions, cache=layer_cache, mask=mask)
+            x_BTD = self._run(block, x_BTD)
         return self.ln_final(x_BTD)
+
+    def _run(self, block: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x_BTD, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
+        return block(x_BTD)

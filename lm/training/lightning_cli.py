@@ -47,6 +47,8 @@ def run(command: str, arguments: list[str], description: str) -> int:
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint")  # validate needs none
     warnings.filterwarnings("ignore", message=".*The dirpath has changed")  # each launch has a run folder of its own
     warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the folder of a run that goes on
+    warnings.filterwarnings("ignore", message=".*attribute of a Tensor that is not a leaf")  # torch.compile's own
+    warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream does not match")  # of recorded graphs
     torch.set_float32_matmul_precision("high")
     only_told = {"-h", "--help", "--print_config"} & set(arguments)
     if command == "validate" and not only_told:

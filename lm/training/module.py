@@ -13,8 +13,10 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lm.data.datamodule import TokenDataModule
-from lm.model import ModelConfig, TransformerLM, cross_entropy_loss
+from lm.model import ModelConfig, TransformerLM
 from lm.optim import AdamW, Muon, get_lr_cosine_schedule, gradient_clipping, muon_groups, parameter_groups
+from lm.training.allocator import keep_freed_memory
+from lm.training.graph import RecordedLoss
 from lm.training.resume import check_resume, run_identity
 
 Algorithm = Literal["adamw", "muon"]
@@ -66,7 +68,9 @@ class LanguageModel(LightningModule):
     Args:
         net: the model's shape.
         optimizer: the optimizer, its schedule and clipping.
-        compile: compile the model with torch.compile; by default on CUDA only.
+        compile: compile the model's blocks with torch.compile; by default on CUDA only, as it pays there at once.
+        checkpointing: keep each block's input only and compute the block again in the backward pass: less memory for
+            about a third more time.
     """
 
     def __init__(
@@ -74,12 +78,14 @@ class LanguageModel(LightningModule):
         net: ModelConfig = ModelConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         compile: bool | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.config = net
         self.optimizer_config = optimizer
         self.compile_net = compile
         self.net = TransformerLM(net)
+        self.net.checkpointing = checkpointing
         self.gradient_norm = torch.tensor(float("nan"))
         self.first_bad_step = torch.tensor(-1)  # from 0; stays on the device, as asking costs time
         self.train_loss_sum = torch.tensor(0.0)
@@ -87,10 +93,10 @@ class LanguageModel(LightningModule):
         self.valid_loss = float("nan")
         self._valid_sum = torch.tensor(0.0)
         self._valid_count = 0
-        self._loss = cross_entropy_loss
+        self._recorded: RecordedLoss | None = None
 
     def setup(self, stage: str) -> None:
-        """Check the data against the model, and compile if asked to."""
+        """Check the data against the model, and put the model on its fast path."""
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
             name = type(self.trainer.strategy).__name__
             raise ValueError(
@@ -109,19 +115,19 @@ class LanguageModel(LightningModule):
                     f"raise model.net.context_length"
                 )
         on_cuda = self.trainer.strategy.root_device.type == "cuda"
-        if self.compile_net if self.compile_net is not None else on_cuda:
-            self.net.compile()
-            self._loss = torch.compile(cross_entropy_loss)
+        compiled = self.compile_net if self.compile_net is not None else on_cuda
+        self.net.speed_up(compiled)
+        can_record = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
+        if on_cuda and compiled and can_record and not self.net.checkpointing and not self.config.dropout:
+            self._recorded = RecordedLoss(self.net)
+        if not on_cuda:
+            keep_freed_memory()
 
     @property
     def data(self) -> TokenDataModule | None:
         """The data module of this run, if it is ours."""
         data = getattr(self.trainer, "datamodule", None)
         return data if isinstance(data, TokenDataModule) else None
-
-    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
-        inputs_BT, targets_BT = batch
-        return self._loss(self.net(inputs_BT), targets_BT)
 
     def on_train_start(self) -> None:
         """The restored optimizer holds the checkpoint's hyperparameters; the command's take their place."""
@@ -155,7 +161,7 @@ class LanguageModel(LightningModule):
         )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = self.loss(batch)
+        loss = (self._recorded or self.net.loss)(*batch)
         self.train_loss_sum = self.train_loss_sum.to(loss.device) + loss.detach()
         self.train_loss_count += 1
         return loss
@@ -174,7 +180,7 @@ class LanguageModel(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         if count := batch[1].numel():
-            self._valid_sum += self.loss(batch).to(self._valid_sum.dtype) * count
+            self._valid_sum += self.net.loss(*batch).to(self._valid_sum.dtype) * count
             self._valid_count += count
 
     def on_validation_epoch_end(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.allocations import peaks_by_operations
-from benchmarks.memory import Row, Training, checkpoint_blocks
+from benchmarks.memory import Row, Training
 from lm.accounting import (
     PRESETS,
     Line,
@@ -20,7 +20,7 @@ from lm.accounting import (
     optimizer_state,
     saved_activations,
 )
-from lm.model import ModelConfig, TransformerLM, cross_entropy_loss
+from lm.model import ModelConfig, TransformerLM
 from lm.optim import AdamW, Muon, muon_groups
 
 SMALL: dict[str, Any] = {
@@ -45,7 +45,7 @@ def kept_by_autograd(config: ModelConfig, batch: int, time: int, precision: Trai
     """Bytes of the distinct storages kept after the forward pass, without parameters and buffers."""
     model = TransformerLM(config)
     if recompute:
-        checkpoint_blocks(model)
+        model.checkpointing = True
     inputs, targets = torch.zeros((2, batch, time), dtype=torch.long).unbind()
     inputs, targets = inputs.clone(), targets.clone()
     alive: weakref.WeakSet[Kept] = weakref.WeakSet()
@@ -59,7 +59,7 @@ def kept_by_autograd(config: ModelConfig, batch: int, time: int, precision: Trai
         torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"),
     ):
-        loss = cross_entropy_loss(model(inputs), targets)
+        loss = model.loss(inputs, targets)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     storages = {kept.tensor.untyped_storage().data_ptr(): kept.tensor.untyped_storage().nbytes() for kept in alive}
     assert loss.requires_grad

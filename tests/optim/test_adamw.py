@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lm.optim import AdamW, adamw_update, parameter_groups
+from lm.optim import AdamW, adamw, adamw_update, parameter_groups
 
 SHAPES = [(4, 3), (5,), (2, 3, 2), ()]
 
@@ -160,3 +160,44 @@ def test_parameter_groups_spare_vectors_and_frozen_parameters() -> None:
     assert spared["weight_decay"] == 0.0
     model[1].requires_grad_(False)
     assert len(parameter_groups(model.named_parameters(), 0.1)) == 1
+
+
+def test_pieces_are_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, cut = tensors(torch.float64), tensors(torch.float64)
+    for parameters in (whole, cut):
+        parameters.append(nn.Parameter(parameters[0].detach().clone().T))  # not in one piece
+    for size, parameters in ((1_000, whole), (5, cut)):
+        monkeypatch.setattr(adamw, "PIECE", size)
+        optimizer = AdamW(parameters, lr=1e-2)
+        for step in range(3):
+            set_gradients(parameters, step)
+            optimizer.step()
+    torch.testing.assert_close(cut, whole, rtol=1e-14, atol=0)
+
+
+def check_kernel(device: str) -> None:
+    """The kernel against the reference; runs on a GPU, or in Triton's interpreter on the CPU."""
+    from lm.optim.kernels import update
+
+    settings: dict[str, Any] = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(70, 90), (5,), (), (4096,)]
+    parameters, means, squares = (
+        [torch.rand(shape, generator=generator).to(device) for shape in shapes] for _ in range(3)
+    )
+    expected = [[tensor.clone() for tensor in column] for column in (parameters, means, squares)]
+    for step in (7, 8):
+        gradients = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
+        update(parameters, gradients, means, squares, step=step, **settings)
+        for row in zip(expected[0], gradients, *expected[1:], strict=True):
+            adamw_update(*row, step=step, **settings)
+    torch.testing.assert_close([parameters, means, squares], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernel needs an NVIDIA GPU")
+def test_kernel() -> None:
+    check_kernel("cuda")
+
+
+if __name__ == "__main__":
+    check_kernel("cuda" if torch.cuda.is_available() else "cpu")

@@ -195,8 +195,8 @@ def test_unknown_algorithm_is_refused() -> None:
 
 def test_loss_that_is_no_number_ends_the_run(data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_model()
-    loss = module.loss
-    monkeypatch.setattr(module, "loss", lambda batch: loss(batch) * float("nan"))
+    loss = module.net.loss
+    monkeypatch.setattr(module.net, "loss", lambda *batch: loss(*batch) * float("nan"))
     message = (
         r"the loss is nan at step 2 .*gradient norm is nan; the first gradient that is no number came at step 1, of "
         r"the windows that begin at token (\d+), .*train\.npy; lower model\.optimizer\.max_learning_rate"

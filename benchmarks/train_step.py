@@ -1,0 +1,256 @@
+"""Training steps of ours and of its rivals, side by side: `python -m benchmarks.train_step --nanogpt model.py`.
+
+`fit` is ours as users run it: Lightning's loop with our data, metrics, progress bar and TensorBoard. All others are
+bare loops over one batch of random tokens: ours on the same path, ours on the readable path, nanoGPT's model from a
+file that you have, and transformers' Llama of the same shape; the rivals are compiled, with torch's fused AdamW and
+clipping. All train in bfloat16 under autocast with float32 weights. A time is the median of `--blocks` blocks of steps,
+each waited for at its end only; the last column is fit's tokens per second over the row's.
+"""
+
+import argparse
+import importlib.util
+import logging
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+from benchmarks.machine import median, save
+from lm.accounting import PRESETS, model_flop_utilisation, peak_flops
+from lm.data.sampler import Slice, TrainBatches
+from lm.model import ModelConfig, TransformerLM
+from lm.optim import AdamW, gradient_clipping, parameter_groups
+from lm.training import LanguageModel
+from lm.training.allocator import keep_freed_memory
+from lm.training.graph import RecordedLoss
+from lm.training.metrics import Metrics
+from lm.training.progress import StepProgress
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained, and how long."""
+
+    name: str
+    net: ModelConfig
+    batch_size: int
+    device: torch.device
+    blocks: int
+    steps: int  # of a block
+
+    @property
+    def warm_up(self) -> int:
+        """Steps before the first block, in which things are compiled and recorded."""
+        return 2 * self.steps
+
+
+def cases(device: torch.device, blocks: int, steps: int) -> list[Case]:
+    """The shapes that are measured: what a GPU, or a CPU, is asked."""
+    stories, gpt2 = PRESETS["tinystories"].net, PRESETS["gpt2-small"].net
+    if device.type == "cpu":
+        return [Case("tinystories", stories, 8, device, blocks, steps)]
+    return [
+        Case("tinystories", stories, 128, device, blocks, steps),
+        Case("gpt2-small", gpt2, 32, device, blocks, max(2, steps // 4)),
+    ]
+
+
+class Clock(Callback):
+    """Seconds a step of each block of `case.steps`, after the warm-up."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.done = 0
+        self.start = 0.0
+        self.seconds: list[float] = []
+
+    def tick(self) -> None:
+        """A step has been asked for."""
+        self.done += 1
+        if self.done < self.case.warm_up or (self.done - self.case.warm_up) % self.case.steps:
+            return
+        if self.case.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self.done > self.case.warm_up:
+            self.seconds.append((now - self.start) / self.case.steps)
+        self.start = now
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *rest: Any, **options: Any) -> None:
+        self.tick()
+
+
+def fit(case: Case) -> list[float]:
+    """Ours, by Lightning's loop."""
+    net, on_cuda = case.net, case.device.type == "cuda"
+    tokens = np.random.default_rng(0).integers(0, net.vocab_size, 2_000_000).astype(np.uint16)
+    batches = TrainBatches(
+        tokens, case.batch_size, net.context_length, 0, Slice.of(case.batch_size, 0, 1, 1), pin_memory=on_cuda
+    )
+    clock, metrics = Clock(case), Metrics(every=50)
+    with tempfile.TemporaryDirectory() as folder:
+        Trainer(
+            accelerator="gpu" if on_cuda else "cpu",
+            devices=1,
+            precision="bf16-mixed",
+            max_steps=case.warm_up + case.blocks * case.steps,
+            max_epochs=-1,
+            log_every_n_steps=50,
+            callbacks=[metrics, StepProgress(metrics), clock],
+            logger=TensorBoardLogger(folder),
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        ).fit(LanguageModel(net, compile=True), train_dataloaders=batches)
+    return clock.seconds
+
+
+def bare_loop(case: Case, loss: Loss, update: Callable[[], object], clear: Callable[[], object]) -> list[float]:
+    """Seconds a step of forward pass, backward pass and `update` over one batch of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (case.batch_size, case.net.context_length + 1)
+    ids = torch.randint(0, case.net.vocab_size, shape, generator=generator).to(case.device)
+    inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
+    clock = Clock(case)
+    while len(clock.seconds) < case.blocks:
+        with torch.autocast(case.device.type, torch.bfloat16):
+            value = loss(inputs, targets)
+        clear()
+        value.backward()
+        update()
+        clock.tick()
+    return clock.seconds
+
+
+def ours(case: Case, is_fast: bool) -> list[float]:
+    """Ours without Lightning, on the fast path or the readable one."""
+    model = TransformerLM(case.net).to(case.device)
+    loss: Loss = model.loss
+    if is_fast:
+        model.speed_up(compiled=True)
+        if case.device.type == "cuda":
+            loss = RecordedLoss(model)
+    optimizer = AdamW(parameter_groups(model.named_parameters(), 0.1))
+
+    def update() -> None:
+        gradient_clipping(model.parameters(), 1.0)
+        optimizer.step()
+
+    return bare_loop(case, loss, update, optimizer.zero_grad)
+
+
+def rival(case: Case, model: nn.Module, loss: Loss) -> list[float]:
+    """A compiled model under torch's fused AdamW."""
+    groups = parameter_groups(model.named_parameters(), 0.1)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), fused=True)
+
+    def update() -> None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return bare_loop(case, loss, update, optimizer.zero_grad)
+
+
+def nanogpt(case: Case, path: Path) -> list[float]:
+    """nanoGPT's model at its own settings: no biases, no dropout, tied embeddings."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file; give nanoGPT's model.py")
+    module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    net = case.net
+    shape = {"block_size": net.context_length, "vocab_size": net.vocab_size, "n_layer": net.num_layers}
+    config = module.GPTConfig(**shape, n_head=net.num_heads, n_embd=net.d_model, dropout=0.0, bias=False)
+    model = module.GPT(config).to(case.device)
+    compiled = torch.compile(model)
+    return rival(case, model, lambda inputs, targets: compiled(inputs, targets)[1])
+
+
+def llama(case: Case) -> list[float]:
+    """transformers' Llama of our shape."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    net = case.net
+    config = LlamaConfig(
+        vocab_size=net.vocab_size,
+        hidden_size=net.d_model,
+        intermediate_size=net.ff_width,
+        num_hidden_layers=net.num_layers,
+        num_attention_heads=net.num_heads,
+        max_position_embeddings=net.context_length,
+        use_cache=False,
+    )
+    model = LlamaForCausalLM(config).to(case.device)  # pyright: ignore
+    compiled = torch.compile(model)
+
+    def loss(inputs: Tensor, targets: Tensor) -> Tensor:
+        logits = compiled(input_ids=inputs).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+    return rival(case, model, loss)
+
+
+def contenders(case: Case, path: Path | None, only: list[str]) -> Iterator[tuple[str, Callable[[], list[float]]]]:
+    """Name and measurement of everything that can run here."""
+    everything: dict[str, Callable[[], list[float]]] = {
+        "fit": lambda: fit(case),
+        "bare": lambda: ours(case, is_fast=True),
+        "readable": lambda: ours(case, is_fast=False),
+    }
+    if path is not None:
+        everything["nanogpt"] = lambda: nanogpt(case, path)
+    if importlib.util.find_spec("transformers"):
+        everything["llama"] = lambda: llama(case)
+    yield from ((name, run) for name, run in everything.items() if not only or name in only)
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure and print; each rival's ratio is fit's tokens per second over its own."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")  # as `fit` does
+    torch.manual_seed(0)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    if device.type == "cpu":
+        keep_freed_memory()  # for the rivals as well
+    results: list[dict[str, Any]] = []
+    for case in cases(device, options.blocks, options.steps):
+        reached: float | None = None
+        for name, run in contenders(case, options.nanogpt, options.only):
+            torch.compiler.reset()
+            seconds = median(run())
+            rate = case.batch_size * case.net.context_length / seconds
+            reached = reached if name != "fit" else rate
+            result = {"shape": case.name, "name": name, "seconds": seconds, "tokens_per_second": rate}
+            peak = peak_flops(torch.cuda.get_device_name(), "bfloat16") if device.type == "cuda" else None
+            if peak is not None and name not in ("nanogpt",):
+                result["mfu"] = model_flop_utilisation(rate, case.net, peak)
+            results.append(result)
+            ratio = f"{reached / rate:.2f}" if reached is not None else "-"
+            used = f"{result['mfu']:.1%}" if "mfu" in result else "-"
+            print(
+                f"{case.name:<14}{name:<10}{seconds * 1e3:10.2f} ms{rate:14,.0f} tokens/s{used:>8}  {ratio}", flush=True
+            )
+            save(options.out, results)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--nanogpt", type=Path, help="nanoGPT's model.py")
+    parser.add_argument("--only", nargs="*", default=[], help="names of those to run: fit, bare, readable, ...")
+    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
+    parser.add_argument("--out", type=Path, default=Path("build/train_step.json"))
+    main(parser.parse_args())

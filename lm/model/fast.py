@@ -1,0 +1,68 @@
+"""A training block arranged for speed: the same function as `lm.model.TransformerBlock`, held to it by tests.
+
+Queries, keys and values come from one product, and so do SwiGLU's two openings; each packed matrix is put together from
+the block's parameters as it is cast to the products' type, so checkpoints keep their keys. In the packed matrix each
+head's rows lie with the even ones before the odd ones, in queries and keys alike, which leaves their products as they
+are: the rotation then turns two halves that lie in one piece each, instead of every other number.
+
+Shape letters: B batch, T time, D d_model, H heads, K head width, F d_ff.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lm.model.attention import MultiHeadSelfAttention
+from lm.model.block import TransformerBlock
+from lm.model.functional import widen
+from lm.model.layers import SiLUFeedForward, SwiGLU
+from lm.model.rope import RotaryPositionEmbedding
+
+
+def fast_block(block: TransformerBlock, x_BTD: Tensor) -> Tensor:
+    """`block(x)`, (B, T, D) to (B, T, D), for tokens at positions 0 to T - 1 that attend to each other only."""
+    if block.post_norm:
+        x_BTD = block.ln1(x_BTD + block.dropout(fast_attention(block.attn, x_BTD)))
+        return block.ln2(x_BTD + block.dropout(fast_feed_forward(block.ffn, x_BTD)))
+    x_BTD = x_BTD + block.dropout(fast_attention(block.attn, block.ln1(x_BTD)))
+    return x_BTD + block.dropout(fast_feed_forward(block.ffn, block.ln2(x_BTD)))
+
+
+def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> Tensor:
+    """`attn(x)`, (B, T, D) to (B, T, D)."""
+    qkv_BT3HK = (x_BTD @ packed_projections(attn).T).unflatten(-1, (3, attn.num_heads, -1))
+    q, k, v = (part.transpose(1, 2) for part in qkv_BT3HK.unbind(2))
+    if attn.rope is not None:
+        q, k = rotate_halves(attn.rope, q), rotate_halves(attn.rope, k)
+    if x_BTD.device.type == "cpu":  # whose bfloat16 attention is slower than float32's
+        with torch.autocast("cpu", enabled=False):
+            heads_BHTK = attn.attend(widen(q), widen(k), widen(v)).to(q.dtype)
+    else:
+        heads_BHTK = attn.attend(q, k, v)
+    return attn.output_proj(heads_BHTK.transpose(1, 2).flatten(-2))
+
+
+def packed_projections(attn: MultiHeadSelfAttention) -> Tensor:
+    """(3D, D): q_proj, k_proj and v_proj; with rope, the heads' even rows before their odd ones in the first two."""
+    q_DD, k_DD, v_DD = attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight
+    if attn.rope is not None:
+        q_DD, k_DD = (
+            weight.unflatten(0, (attn.num_heads, -1, 2)).transpose(1, 2).flatten(0, 2) for weight in (q_DD, k_DD)
+        )
+    return torch.cat((q_DD, k_DD, v_DD))
+
+
+def rotate_halves(rope: RotaryPositionEmbedding, x_BHTK: Tensor) -> Tensor:
+    """`rope(x)` at positions 0 to T - 1, where number i and number i + K/2 of a head are a pair."""
+    time = x_BHTK.shape[-2]
+    cos, sin = rope.cos[:time], rope.sin[:time]
+    first, second = x_BHTK.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x_BHTK.dtype)
+
+
+def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor) -> Tensor:
+    """`ffn(x)`, (B, T, D) to (B, T, D)."""
+    if not isinstance(ffn, SwiGLU):
+        return ffn(x_BTD)
+    gate_BTF, value_BTF = (x_BTD @ torch.cat((ffn.w1.weight, ffn.w3.weight)).T).chunk(2, -1)
+    return ffn.w2(F.silu(gate_BTF) * value_BTF)

@@ -1,0 +1,94 @@
+"""Cross-entropy together with the output projection: never more than a part of the logits at a time.
+
+Shape letters: N tokens, R tokens of one part, D d_model, V vocabulary.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lm.model.functional import widen
+
+CPU_PART, GPU_PART = 64 * 2**20, 2**30  # bytes of logits at a time
+ALIGNMENT = 8  # ids; rows of bfloat16 logits of whole 16 bytes, without which products run at half speed
+
+
+def linear_cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor, compiled: bool = False) -> Tensor:
+    """`cross_entropy_loss(x @ weight.T, targets)`, with its gradients worked out in the same pass.
+
+    A part's logits are computed, and their gradients take their place and are multiplied out at once, as in Wijmans et
+    al. 2024 and Hsu et al. 2024. The products run in the type of x; sums of exponentials in float32 or wider.
+
+    Args:
+        x: (..., D), what the output projection reads.
+        weight_VD: the output projection.
+        targets: (...), ids in [0, V).
+        compiled: whether loss and gradient of the logits run as one compiled function, where there is no kernel for
+            them.
+    """
+    loss: Tensor = _LinearCrossEntropy.apply(x.flatten(0, -2), weight_VD, targets.flatten(), compiled)  # pyright: ignore
+    return loss
+
+
+def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int) -> Tensor:
+    """Sum of the losses of rows of logits, whose gradients take the logits' place; columns beyond V get zeros."""
+    real_RV = logits_RV[:, :vocab_size]
+    wide_RV = widen(real_RV)
+    sums_R1 = wide_RV.logsumexp(-1, keepdim=True)
+    targets_R1 = targets_R[:, None]
+    loss = (sums_R1 - wide_RV.gather(1, targets_R1)).sum()
+    is_target = torch.arange(vocab_size, device=targets_R.device) == targets_R1
+    real_RV.copy_((wide_RV - sums_R1).exp() - is_target.to(wide_RV.dtype))
+    logits_RV[:, vocab_size:] = 0
+    return loss
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, int], Tensor]:
+    return torch.compile(loss_into_gradient, dynamic=False)
+
+
+def _for(device: torch.device, compiled: bool) -> Callable[[Tensor, Tensor, int], Tensor]:
+    from lm.model.kernels import has_triton
+
+    if has_triton(device):
+        from lm.model.kernels.cross_entropy import loss_into_gradient as kernel
+
+        return kernel
+    return _compiled() if compiled else loss_into_gradient
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool) -> Tensor:
+        vocab_size = len(weight_VD)
+        padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
+        narrow_VD = F.pad(weight_VD.to(x_ND.dtype), (0, 0, 0, padded - vocab_size))
+        into_gradient = _for(x_ND.device, compiled)
+        part = CPU_PART if x_ND.device.type == "cpu" else GPU_PART
+        rows = max(1, part // (padded * x_ND.element_size()))
+        needs_gradient = any(ctx.needs_input_grad)
+        losses, x_parts = [], []
+        weight_gradient_VD: Tensor | None = None
+        for x_RD, targets_R in zip(x_ND.split(rows), targets_N.split(rows), strict=True):
+            logits_RV = x_RD @ narrow_VD.T
+            losses.append(into_gradient(logits_RV, targets_R, vocab_size))
+            if needs_gradient:
+                x_parts.append(logits_RV @ narrow_VD)
+                part_VD = (logits_RV.T @ x_RD)[:vocab_size].to(weight_VD.dtype)
+                weight_gradient_VD = part_VD if weight_gradient_VD is None else weight_gradient_VD.add_(part_VD)
+            del logits_RV
+        if needs_gradient:
+            ctx.save_for_backward(x_parts[0] if len(x_parts) == 1 else torch.cat(x_parts), weight_gradient_VD)
+        ctx.count = len(targets_N)
+        return torch.stack(losses).sum() / ctx.count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x_gradient_ND, weight_gradient_VD = ctx.saved_tensors
+        scale = gradients[0] / ctx.count
+        return x_gradient_ND * scale, weight_gradient_VD * scale, None, None

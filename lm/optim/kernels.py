@@ -1,0 +1,102 @@
+"""AdamW's step over any number of tensors in one launch, in Triton.
+
+Letters as in the paper: θ parameter, g gradient, m and v the two means.
+"""
+# pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportIndexIssue=false
+
+import math
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 4096  # numbers a program updates
+
+
+@triton.jit
+def _step(
+    addresses_ptr,
+    sizes_ptr,
+    tensor_ptr,
+    start_ptr,
+    tensors,
+    beta1,
+    beta2,
+    decay,
+    rate,
+    eps,
+    correction,
+    BLOCK: tl.constexpr,
+):
+    """One block of one tensor; `addresses` holds those of all θ, then all g, all m, all v."""
+    tensor = tl.load(tensor_ptr + tl.program_id(0))
+    i = tl.load(start_ptr + tl.program_id(0)) + tl.arange(0, BLOCK)
+    there = i < tl.load(sizes_ptr + tensor)
+    floats = tl.pointer_type(tl.float32)
+    parameters = tl.load(addresses_ptr + tensor).to(floats) + i
+    gradients = tl.load(addresses_ptr + tensors + tensor).to(floats) + i
+    means = tl.load(addresses_ptr + 2 * tensors + tensor).to(floats) + i
+    squares = tl.load(addresses_ptr + 3 * tensors + tensor).to(floats) + i
+    g = tl.load(gradients, mask=there)
+    m = tl.load(means, mask=there)
+    m += (1 - beta1) * (g - m)
+    v = beta2 * tl.load(squares, mask=there) + (1 - beta2) * g * g
+    p = tl.load(parameters, mask=there) * decay - rate * m / (tl.sqrt_rn(v) / correction + eps)
+    tl.store(means, m, mask=there)
+    tl.store(squares, v, mask=there)
+    tl.store(parameters, p, mask=there)
+
+
+class _Table:
+    """Which program updates what, for tensors of these sizes; and where the tensors are, as of the last call."""
+
+    def __init__(self, device: torch.device, sizes: tuple[int, ...]) -> None:
+        blocks = [(index, start) for index, size in enumerate(sizes) for start in range(0, size, BLOCK)]
+        self.sizes = torch.tensor(sizes, device=device)
+        self.tensor, self.start = (torch.tensor(column, device=device) for column in zip(*blocks, strict=True))
+        self.known: list[int] = []
+        self.addresses = torch.zeros(4 * len(sizes), device=device, dtype=torch.int64)
+
+    def renew(self, addresses: list[int]) -> None:
+        """Send the addresses to the device where they changed, without waiting for it."""
+        if addresses != self.known:
+            self.known = addresses
+            sent = torch.tensor(addresses)
+            self.addresses.copy_(sent.pin_memory() if self.addresses.is_cuda else sent, non_blocking=True)
+
+
+_table = lru_cache(maxsize=16)(_Table)
+
+
+def update(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """`lm.optim.adamw_update` for each row of float32 tensors, all on one device and each in one piece."""
+    table = _table(parameters[0].device, tuple(parameter.numel() for parameter in parameters))
+    table.renew([t.data_ptr() for column in (parameters, gradients, exp_avgs, exp_avg_sqs) for t in column])
+    _step[(len(table.tensor),)](
+        table.addresses,
+        table.sizes,
+        table.tensor,
+        table.start,
+        len(parameters),
+        betas[0],
+        betas[1],
+        1 - lr * weight_decay,
+        lr / (1 - betas[0] ** step),
+        eps,
+        math.sqrt(1 - betas[1] ** step),
+        BLOCK=BLOCK,
+        num_warps=8,
+    )

@@ -1,0 +1,185 @@
+"""The fast path computes what the readable one does: losses and gradients, for every switch; its kernels too."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from lm.model import ModelConfig, TransformerLM, cross_entropy_loss, linear_cross_entropy
+from lm.model import loss as loss_module
+from lm.model.loss import loss_into_gradient
+
+TINY = ModelConfig(vocab_size=50, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=64)
+SWITCHES: list[dict[str, Any]] = [
+    {},
+    {"norm": "none"},
+    {"norm_position": "post"},
+    {"position": "none"},
+    {"ffn": "silu"},
+    {"tie_embeddings": True},
+    {"attention": "manual"},
+]
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """torch.compile without its last stage, which takes a C++ compiler half a minute."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    loss_module._compiled.cache_clear()
+    yield
+    loss_module._compiled.cache_clear()
+    torch.compiler.reset()
+
+
+def models(**changes: Any) -> tuple[TransformerLM, TransformerLM]:
+    """A model and its double on the fast path."""
+    config = replace(TINY, **changes)
+    torch.manual_seed(0)
+    slow, fast = TransformerLM(config), TransformerLM(config)
+    fast.load_state_dict(slow.state_dict())
+    fast.speed_up(compiled=False)
+    return slow, fast
+
+
+def batch(rows: int = 3) -> tuple[Tensor, Tensor]:
+    ids = torch.randint(0, TINY.vocab_size, (rows, 17), generator=torch.Generator().manual_seed(1))
+    return ids[:, :-1], ids[:, 1:]
+
+
+def gradients(model: TransformerLM) -> dict[str, Tensor]:
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_equals_the_readable_path(switches: dict[str, Any]):
+    slow, fast = (model.double() for model in models(**switches))
+    losses = [model.loss(*batch()) for model in (slow, fast)]
+    assert_close(losses[1], losses[0], rtol=1e-12, atol=0)
+    for loss in losses:
+        (2 * loss).backward()
+    assert gradients(fast).keys() == gradients(slow).keys()
+    # The rotary tables, and so the rotation, are float32 in both.
+    assert_close(gradients(fast), gradients(slow), rtol=1e-5, atol=1e-8)
+
+
+def test_loss_is_that_of_the_logits():
+    slow, fast = models()
+    inputs, targets = batch()
+    assert_close(slow.loss(inputs, targets), cross_entropy_loss(slow(inputs), targets))
+    with torch.no_grad():
+        assert_close(fast.loss(inputs, targets), cross_entropy_loss(slow(inputs), targets))
+
+
+def test_near_under_autocast():
+    slow, fast = models()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = [model.loss(*batch()) for model in (slow, fast)]
+        narrow = fast.hidden(batch()[0])
+    assert narrow.dtype == torch.bfloat16
+    assert_close(losses[1], losses[0], rtol=1e-2, atol=0)
+    for loss in losses:
+        loss.backward()
+    for name, expected in gradients(slow).items():
+        assert gradients(fast)[name].dtype == torch.float32
+        assert (gradients(fast)[name] - expected).norm() < 0.05 * expected.norm(), name
+
+
+def test_cached_passes_are_the_readable_ones():
+    from lm.model import KVCache
+
+    slow, fast = models()
+    inputs, _ = batch()
+    caches = [KVCache(TINY, 3, 16, "cpu", torch.float32) for _ in range(2)]
+    assert torch.equal(fast(inputs, caches[0]), slow(inputs, caches[1]))
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiled_equals_uncompiled():
+    _, fast = models()
+    _, compiled = models()
+    compiled.speed_up(compiled=True)
+    for model in (fast, compiled):
+        model.loss(*batch()).backward()
+    assert_close(gradients(compiled), gradients(fast), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_checkpointing_changes_nothing_but_memory(is_fast: bool, dropout: float):
+    kept, again = models(dropout=dropout) if is_fast else (models(dropout=dropout)[0], models(dropout=dropout)[0])
+    if is_fast:
+        kept.speed_up(compiled=False)
+    again.checkpointing = True
+    saved: list[int] = []
+    for model in (kept, again):
+        torch.manual_seed(3)
+        sizes: list[int] = []
+
+        def pack(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = model.loss(*batch())
+        loss.backward()
+        saved.append(sum(sizes))
+    assert_close(gradients(again), gradients(kept), rtol=0, atol=0)
+    assert saved[1] < saved[0] / 2
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("vocab_size", [48, 50])
+def test_linear_cross_entropy_in_parts(compiled: bool, vocab_size: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(loss_module, "CPU_PART", 56 * 8 * 4)  # four rows at a time of ten
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 6, generator=generator, dtype=torch.float64).requires_grad_()
+    weight = (5 * torch.randn(vocab_size, 6, generator=generator, dtype=torch.float64)).requires_grad_()
+    targets = torch.randint(0, vocab_size, (2, 5), generator=generator)
+    results = []
+    for loss in (linear_cross_entropy(x, weight, targets, compiled), cross_entropy_loss(x @ weight.T, targets)):
+        results.append((loss, *torch.autograd.grad(3 * loss, (x, weight))))
+    assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
+
+
+def test_loss_into_gradient_keeps_columns_beyond_the_vocabulary_out():
+    logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 4, 2])
+    real = logits[:, :5].clone().requires_grad_()
+    expected = cross_entropy_loss(real, targets) * 3
+    expected.backward()
+    loss = loss_into_gradient(logits, targets, 5)
+    assert_close(loss, expected.detach())
+    assert real.grad is not None
+    assert_close(logits[:, :5], real.grad)
+    assert not logits[:, 5:].any()
+
+
+def check_kernels(device: str) -> None:
+    """The kernels against the plain functions; runs on a GPU, or in Triton's interpreter on the CPU."""
+    from lm.model.kernels.cross_entropy import loss_into_gradient as kernel
+
+    for rows, vocab_size, length in ((5, 50, 56), (3, 5_000, 5_000), (2, 20_001, 20_008)):
+        for dtype in (torch.float32, torch.bfloat16):
+            logits = (10 * torch.randn(rows, length, generator=torch.Generator().manual_seed(0))).to(device, dtype)
+            targets = torch.randint(0, vocab_size, (rows,)).to(device)
+            ours, expected = logits.clone(), logits.clone()
+            losses = kernel(ours, targets, vocab_size), loss_into_gradient(expected, targets, vocab_size)
+            assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
+            assert_close(ours, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need an NVIDIA GPU")
+def test_kernels():
+    check_kernels("cuda")
+
+
+if __name__ == "__main__":
+    check_kernels("cuda" if torch.cuda.is_available() else "cpu")
