@@ -3,18 +3,20 @@
 `fit` is ours as users run it: Lightning's loop with our data, metrics, progress bar and TensorBoard. All others are
 bare loops over one batch of random tokens: ours on the same path, ours on the readable path, nanoGPT's model from a
 file that you have, and transformers' Llama of the same shape; the rivals are compiled, with torch's fused AdamW and
-clipping. All train in bfloat16 under autocast with float32 weights. A time is the median of `--blocks` blocks of steps,
-each waited for at its end only; the last column is fit's tokens per second over the row's.
+clipping. All train in bfloat16 under autocast with float32 weights, each in a fresh process. A time is the median of
+`--blocks` blocks of steps, each waited for at its end only; the last column is fit's tokens per second over the row's.
 """
 
 import argparse
 import importlib.util
 import logging
+import multiprocessing
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,8 @@ def ours(case: Case, is_fast: bool) -> list[float]:
         model.speed_up(compiled=True)
         if case.device.type == "cuda":
             loss = RecordedLoss(model)
+        else:
+            keep_freed_memory()
     optimizer = AdamW(parameter_groups(model.named_parameters(), 0.1))
 
     def update() -> None:
@@ -202,46 +206,45 @@ def llama(case: Case) -> list[float]:
     return rival(case, model, loss)
 
 
-def contenders(case: Case, path: Path | None, only: list[str]) -> Iterator[tuple[str, Callable[[], list[float]]]]:
-    """Name and measurement of everything that can run here."""
-    everything: dict[str, Callable[[], list[float]]] = {
-        "fit": lambda: fit(case),
-        "bare": lambda: ours(case, is_fast=True),
-        "readable": lambda: ours(case, is_fast=False),
-    }
-    if path is not None:
-        everything["nanogpt"] = lambda: nanogpt(case, path)
-    if importlib.util.find_spec("transformers"):
-        everything["llama"] = lambda: llama(case)
-    yield from ((name, run) for name, run in everything.items() if not only or name in only)
+def names(path: Path | None) -> list[str]:
+    """Everything that can run here."""
+    rivals = ["nanogpt"] if path is not None else []
+    rivals += ["llama"] if importlib.util.find_spec("transformers") else []
+    return ["fit", "bare", "readable", *rivals]
 
 
-def main(options: argparse.Namespace) -> None:
-    """Measure and print; each rival's ratio is fit's tokens per second over its own."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def seconds_a_step(case: Case, name: str, path: Path | None) -> float:
+    """The median time of a step; for a process of its own."""
     torch.set_float32_matmul_precision("high")  # as `fit` does
     torch.manual_seed(0)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    if device.type == "cpu":
-        keep_freed_memory()  # for the rivals as well
+    if name == "nanogpt":
+        assert path is not None
+        return median(nanogpt(case, path))
+    return median(fit(case) if name == "fit" else llama(case) if name == "llama" else ours(case, name == "bare"))
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure and print, each contender in a fresh process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    peak = peak_flops(torch.cuda.get_device_name(), "bfloat16") if device.type == "cuda" else None
     results: list[dict[str, Any]] = []
     for case in cases(device, options.blocks, options.steps):
         reached: float | None = None
-        for name, run in contenders(case, options.nanogpt, options.only):
-            torch.compiler.reset()
-            seconds = median(run())
+        for name in options.only or names(options.nanogpt):
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+                seconds = process.submit(seconds_a_step, case, name, options.nanogpt).result()
             rate = case.batch_size * case.net.context_length / seconds
-            reached = reached if name != "fit" else rate
+            reached = rate if name == "fit" else reached
             result = {"shape": case.name, "name": name, "seconds": seconds, "tokens_per_second": rate}
-            peak = peak_flops(torch.cuda.get_device_name(), "bfloat16") if device.type == "cuda" else None
-            if peak is not None and name not in ("nanogpt",):
+            if peak is not None and name != "nanogpt":
                 result["mfu"] = model_flop_utilisation(rate, case.net, peak)
             results.append(result)
-            ratio = f"{reached / rate:.2f}" if reached is not None else "-"
             used = f"{result['mfu']:.1%}" if "mfu" in result else "-"
+            ratio = f"{reached / rate:.2f}" if reached is not None else "-"
             print(
-                f"{case.name:<14}{name:<10}{seconds * 1e3:10.2f} ms{rate:14,.0f} tokens/s{used:>8}  {ratio}", flush=True
+                f"{case.name:<14}{name:<10}{seconds * 1e3:9.2f} ms{rate:13,.0f} tokens/s{used:>8}{ratio:>8}", flush=True
             )
             save(options.out, results)
 
