@@ -15,6 +15,7 @@ from torch import Tensor
 from lm.model.attention import MultiHeadSelfAttention
 from lm.model.block import TransformerBlock
 from lm.model.functional import widen
+from lm.model.kernels import has_triton
 from lm.model.layers import SiLUFeedForward, SwiGLU
 from lm.model.rope import RotaryPositionEmbedding
 
@@ -31,9 +32,10 @@ def fast_block(block: TransformerBlock, x_BTD: Tensor) -> Tensor:
 def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> Tensor:
     """`attn(x)`, (B, T, D) to (B, T, D)."""
     qkv_BT3HK = (x_BTD @ packed_projections(attn).T).unflatten(-1, (3, attn.num_heads, -1))
-    q, k, v = (part.transpose(1, 2) for part in qkv_BT3HK.unbind(2))
+    q, k, v = qkv_BT3HK.unbind(2)
     if attn.rope is not None:
         q, k = rotate_halves(attn.rope, q), rotate_halves(attn.rope, k)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if x_BTD.device.type == "cpu":  # whose bfloat16 attention is slower than float32's
         with torch.autocast("cpu", enabled=False):
             heads_BHTK = attn.attend(widen(q), widen(k), widen(v)).to(q.dtype)
@@ -52,17 +54,22 @@ def packed_projections(attn: MultiHeadSelfAttention) -> Tensor:
     return torch.cat((q_DD, k_DD, v_DD))
 
 
-def rotate_halves(rope: RotaryPositionEmbedding, x_BHTK: Tensor) -> Tensor:
+def rotate_halves(rope: RotaryPositionEmbedding, x_BTHK: Tensor) -> Tensor:
     """`rope(x)` at positions 0 to T - 1, where number i and number i + K/2 of a head are a pair."""
-    time = x_BHTK.shape[-2]
-    cos, sin = rope.cos[:time], rope.sin[:time]
-    first, second = x_BHTK.chunk(2, -1)
-    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x_BHTK.dtype)
+    time = x_BTHK.shape[1]
+    cos, sin = rope.cos[:time, None], rope.sin[:time, None]
+    first, second = x_BTHK.chunk(2, -1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x_BTHK.dtype)
 
 
 def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor) -> Tensor:
     """`ffn(x)`, (B, T, D) to (B, T, D)."""
     if not isinstance(ffn, SwiGLU):
         return ffn(x_BTD)
-    gate_BTF, value_BTF = (x_BTD @ torch.cat((ffn.w1.weight, ffn.w3.weight)).T).chunk(2, -1)
+    gate_value_BT2F = x_BTD @ torch.cat((ffn.w1.weight, ffn.w3.weight)).T
+    if has_triton(x_BTD.device):
+        from lm.model.kernels.swiglu import swiglu
+
+        return ffn.w2(swiglu(gate_value_BT2F.flatten(0, 1)).unflatten(0, x_BTD.shape[:2]))
+    gate_BTF, value_BTF = gate_value_BT2F.chunk(2, -1)
     return ffn.w2(F.silu(gate_BTF) * value_BTF)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lm.model.functional import widen
+from lm.model.kernels import has_triton
 
 CPU_PART, GPU_PART = 64 * 2**20, 2**30  # bytes of logits at a time
 ALIGNMENT = 8  # ids; rows of bfloat16 logits of whole 16 bytes, without which products run at half speed
@@ -53,8 +54,6 @@ def _compiled() -> Callable[[Tensor, Tensor, int], Tensor]:
 
 
 def _for(device: torch.device, compiled: bool) -> Callable[[Tensor, Tensor, int], Tensor]:
-    from lm.model.kernels import has_triton
-
     if has_triton(device):
         from lm.model.kernels.cross_entropy import loss_into_gradient as kernel
 

@@ -5,6 +5,7 @@ Shape letters: B batch, T time, S slots of the cache, D d_model, V vocabulary.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from lm.model.functional import cross_entropy_loss
 from lm.model.layers import Embedding, Linear, RMSNorm
 from lm.model.loss import linear_cross_entropy
 from lm.model.rope import RotaryPositionEmbedding
+
+Compiled = Literal["nothing", "block", "model"]
 
 
 class TransformerLM(nn.Module):
@@ -41,7 +44,7 @@ class TransformerLM(nn.Module):
         self.config = config
         self.checkpointing = False
         self._compiled = False
-        self._fast_block: Callable[[TransformerBlock, Tensor], Tensor] | None = None
+        self._fast: Callable[[Tensor], Tensor] | None = None
         rope = None
         if config.position == "rope":
             rope = RotaryPositionEmbedding(config.rope_theta, config.head_width, config.context_length)
@@ -54,16 +57,19 @@ class TransformerLM(nn.Module):
         if config.tie_embeddings:
             self.token_embeddings.weight = self.lm_head.weight
 
-    def speed_up(self, compiled: bool) -> None:
+    def speed_up(self, compiled: Compiled = "nothing") -> None:
         """From now on passes without a cache take the fast path: `lm.model.fast` and `lm.model.loss`.
 
         Under autocast its residual stream has the narrow type as well, which the readable path keeps in float32.
 
         Args:
-            compiled: compile a block, once for all of them, with torch.compile.
+            compiled: what torch.compile compiles: nothing; one block, once for all of them, which is soon done; or
+                all blocks together, which saves some more passes over memory.
         """
-        self._compiled = compiled
-        self._fast_block = torch.compile(fast_block, dynamic=False) if compiled else fast_block
+        block = torch.compile(fast_block, dynamic=False) if compiled == "block" else fast_block
+        fast = partial(self._blocks, lambda layer, index, x_BTD: block(layer, x_BTD))
+        self._fast = torch.compile(fast, dynamic=False) if compiled == "model" else fast
+        self._compiled = compiled != "nothing"
 
     def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each one given; arguments and errors as in `hidden`."""
@@ -71,7 +77,7 @@ class TransformerLM(nn.Module):
 
     def loss(self, token_ids: Tensor, targets: Tensor) -> Tensor:
         """Mean of -ln p(target) over all tokens, in nats; both (B, T), in [0, V)."""
-        if self._fast_block is None:
+        if self._fast is None:
             return cross_entropy_loss(self.forward(token_ids), targets)
         return linear_cross_entropy(self.hidden(token_ids), self.lm_head.weight, targets, self._compiled)
 
@@ -108,20 +114,21 @@ class TransformerLM(nn.Module):
                 mask = slots_S <= positions[:, None, :, None]
             cache.is_empty = False
         x_BTD = self.dropout(self.token_embeddings(token_ids))
-        fast = self._fast_block if cache is None else None
-        if fast is not None and torch.is_autocast_enabled(x_BTD.device.type):
-            x_BTD = x_BTD.to(torch.get_autocast_dtype(x_BTD.device.type))
+        if cache is None and self._fast is not None:
+            kind = x_BTD.device.type
+            return self._fast(x_BTD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BTD)
+
+        def run(layer: TransformerBlock, index: int, x_BTD: Tensor) -> Tensor:
+            return layer(x_BTD, positions, cache.layer(index) if cache is not None else None, mask)
+
+        return self._blocks(run, x_BTD)
+
+    def _blocks(self, run: Callable[[TransformerBlock, int, Tensor], Tensor], x_BTD: Tensor) -> Tensor:
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, TransformerBlock)
-            if fast is not None:
-                block = partial(fast, layer)
+            if self.checkpointing and torch.is_grad_enabled():
+                keeps_random = self.config.dropout > 0
+                x_BTD = checkpoint(run, layer, index, x_BTD, use_reentrant=False, preserve_rng_state=keeps_random)
             else:
-                layer_cache = cache.layer(index) if cache is not None else None
-                block = partial(layer, token_positions=positions, cache=layer_cache, mask=mask)
-            x_BTD = self._run(block, x_BTD)
+                x_BTD = run(layer, index, x_BTD)
         return self.ln_final(x_BTD)
-
-    def _run(self, block: Callable[[Tensor], Tensor], x_BTD: Tensor) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x_BTD, use_reentrant=False, preserve_rng_state=self.config.dropout > 0)
-        return block(x_BTD)

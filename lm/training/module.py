@@ -116,7 +116,7 @@ class LanguageModel(LightningModule):
                 )
         on_cuda = self.trainer.strategy.root_device.type == "cuda"
         compiled = self.compile_net if self.compile_net is not None else on_cuda
-        self.net.speed_up(compiled)
+        self.net.speed_up(("model" if on_cuda else "block") if compiled else "nothing")
         can_record = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
         if on_cuda and compiled and can_record and not self.net.checkpointing and not self.config.dropout:
             self._recorded = RecordedLoss(self.net)

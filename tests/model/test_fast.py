@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
 from lm.model import ModelConfig, TransformerLM, cross_entropy_loss, linear_cross_entropy
 from lm.model import loss as loss_module
 from lm.model.loss import loss_into_gradient
+from lm.model.transformer import Compiled
 
 TINY = ModelConfig(vocab_size=50, context_length=16, d_model=32, num_layers=2, num_heads=4, d_ff=64)
 SWITCHES: list[dict[str, Any]] = [
@@ -42,7 +44,7 @@ def models(**changes: Any) -> tuple[TransformerLM, TransformerLM]:
     torch.manual_seed(0)
     slow, fast = TransformerLM(config), TransformerLM(config)
     fast.load_state_dict(slow.state_dict())
-    fast.speed_up(compiled=False)
+    fast.speed_up()
     return slow, fast
 
 
@@ -101,10 +103,11 @@ def test_cached_passes_are_the_readable_ones():
 
 @pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_equals_uncompiled():
+@pytest.mark.parametrize("kind", ["block", "model"])
+def test_compiled_equals_uncompiled(kind: Compiled):
     _, fast = models()
     _, compiled = models()
-    compiled.speed_up(compiled=True)
+    compiled.speed_up(kind)
     for model in (fast, compiled):
         model.loss(*batch()).backward()
     assert_close(gradients(compiled), gradients(fast), rtol=1e-4, atol=1e-6)
@@ -115,7 +118,7 @@ def test_compiled_equals_uncompiled():
 def test_checkpointing_changes_nothing_but_memory(is_fast: bool, dropout: float):
     kept, again = models(dropout=dropout) if is_fast else (models(dropout=dropout)[0], models(dropout=dropout)[0])
     if is_fast:
-        kept.speed_up(compiled=False)
+        kept.speed_up()
     again.checkpointing = True
     saved: list[int] = []
     for model in (kept, again):
@@ -174,6 +177,20 @@ def check_kernels(device: str) -> None:
             losses = kernel(ours, targets, vocab_size), loss_into_gradient(expected, targets, vocab_size)
             assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
             assert_close(ours, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+
+    from lm.model.kernels.swiglu import swiglu
+
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-6)):
+        x = torch.randn(5, 2 * 1100, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        ours, expected = x.clone().requires_grad_(), x.float().requires_grad_()
+        gate, value = expected.chunk(2, -1)
+        outs = swiglu(ours), F.silu(gate) * value
+        weights = torch.randn(5, 1100, generator=torch.Generator().manual_seed(1)).to(device)
+        grads = [
+            torch.autograd.grad((out * weights).sum(), x)[0] for out, x in zip(outs, (ours, expected), strict=True)
+        ]
+        for mine, theirs in ((outs[0], outs[1]), (grads[0], grads[1])):
+            assert_close(mine.float(), theirs, rtol=tolerance, atol=tolerance / 4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need an NVIDIA GPU")
