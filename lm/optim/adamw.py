@@ -94,8 +94,13 @@ class AdamW(Optimizer):
             bucket = buckets.setdefault(key, (state["step"], [], [], [], []))
             row = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
             for column, tensor in zip(bucket[1:], row, strict=True):
-                column.append(tensor)
+                column.append(_local(tensor))
         return buckets.values()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor (torch's DTensor, which is slow to import), or the tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
 
 
 def _updater(tensors: list[list[Tensor]]) -> Callable[..., None]:
