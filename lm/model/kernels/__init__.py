@@ -4,7 +4,9 @@ from importlib.util import find_spec
 
 import torch
 
+_INSTALLED = torch.version.hip is None and find_spec("triton") is not None
+
 
 def has_triton(device: torch.device) -> bool:
     """Whether kernels in Triton run on this device."""
-    return device.type == "cuda" and torch.version.hip is None and find_spec("triton") is not None
+    return _INSTALLED and device.type == "cuda"

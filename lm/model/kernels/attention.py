@@ -28,30 +28,37 @@ def suits(qkv_BT3HK: Tensor) -> bool:
 
 @triton.jit
 def _turns(cos_ptr, sin_ptr, t, time, HALF: tl.constexpr):
-    """Cosines and sines of positions t, a number for each pair."""
-    at = t[:, None] * HALF + tl.arange(0, HALF)[None, :]
+    """For each number of rows t: the cosine, and the sine with the sign that its partner is added with."""
+    k = tl.arange(0, 2 * HALF)
+    at = t[:, None] * HALF + (k % HALF)[None, :]
     there = (t < time)[:, None]
-    return tl.load(cos_ptr + at, mask=there, other=0), tl.load(sin_ptr + at, mask=there, other=0)
+    cos, sin = tl.load(cos_ptr + at, mask=there, other=0), tl.load(sin_ptr + at, mask=there, other=0)
+    return cos, tl.where((k < HALF)[None, :], -sin, sin)
 
 
 @triton.jit
 def _rotated(x_ptr, stride, t, time, cos, sin, HALF: tl.constexpr):
-    """The halves of rows t, turned."""
-    at = x_ptr + t[:, None] * stride + tl.arange(0, HALF)[None, :]
+    """Rows t, each number turned with its partner in the other half."""
+    k = tl.arange(0, 2 * HALF)
+    rows = x_ptr + t[:, None] * stride
     there = (t < time)[:, None]
-    first = tl.load(at, mask=there, other=0).to(tl.float32)
-    second = tl.load(at + HALF, mask=there, other=0).to(tl.float32)
-    turned = x_ptr.dtype.element_ty
-    return (first * cos - second * sin).to(turned), (first * sin + second * cos).to(turned)
+    x = tl.load(rows + k[None, :], mask=there, other=0).to(tl.float32)
+    partner = tl.load(rows + ((k + HALF) % (2 * HALF))[None, :], mask=there, other=0).to(tl.float32)
+    return (x * cos + partner * sin).to(x_ptr.dtype.element_ty)
 
 
 @triton.jit
-def _store_turned_back(x_ptr, stride, t, time, first, second, cos, sin, HALF: tl.constexpr):
-    """The gradient of the rows before they were turned."""
-    at = x_ptr + t[:, None] * stride + tl.arange(0, HALF)[None, :]
+def _store_turned_back(x_ptr, stride, t, time, x, cos_ptr, sin_ptr, HALF: tl.constexpr):
+    """The gradient of rows t before they were turned."""
+    halves = tl.permute(tl.reshape(x, (x.shape[0], 2, HALF)), (0, 2, 1))
+    first, second = tl.split(halves)
+    i = tl.arange(0, HALF)
     there = (t < time)[:, None]
-    tl.store(at, first * cos + second * sin, mask=there)
-    tl.store(at + HALF, second * cos - first * sin, mask=there)
+    at = t[:, None] * HALF + i[None, :]
+    cos, sin = tl.load(cos_ptr + at, mask=there, other=0), tl.load(sin_ptr + at, mask=there, other=0)
+    outs = x_ptr + t[:, None] * stride + i[None, :]
+    tl.store(outs, first * cos + second * sin, mask=there)
+    tl.store(outs + HALF, second * cos - first * sin, mask=there)
 
 
 @triton.jit
@@ -66,16 +73,16 @@ def _forward(qkv_ptr, cos_ptr, sin_ptr, out_ptr, sums_ptr, time, heads, scale, H
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     k = tl.arange(0, 2 * HALF)
     cos, sin = _turns(cos_ptr, sin_ptr, t, time, HALF)
-    q1, q2 = _rotated(q_ptr, stride, t, time, cos, sin, HALF)
+    q = _rotated(q_ptr, stride, t, time, cos, sin, HALF)
     highest_Q = tl.full((BLOCK,), -float("inf"), tl.float32)
     sum_Q = tl.zeros((BLOCK,), tl.float32)
     out_QK = tl.zeros((BLOCK, 2 * HALF), tl.float32)
     for start in range(0, (tl.program_id(0) + 1) * BLOCK, BLOCK):
         s = start + tl.arange(0, BLOCK)
         cos, sin = _turns(cos_ptr, sin_ptr, s, time, HALF)
-        k1, k2 = _rotated(k_ptr, stride, s, time, cos, sin, HALF)
+        key = _rotated(k_ptr, stride, s, time, cos, sin, HALF)
         v = tl.load(v_ptr + s[:, None] * stride + k[None, :], mask=(s < time)[:, None], other=0)
-        scores_QS = (tl.dot(q1, tl.trans(k1)) + tl.dot(q2, tl.trans(k2))) * scale
+        scores_QS = tl.dot(q, tl.trans(key)) * scale
         scores_QS = tl.where(s[None, :] <= t[:, None], scores_QS, -float("inf"))
         new_Q = tl.maximum(highest_Q, tl.max(scores_QS, 1))
         weights_QS = tl.exp(scores_QS - new_Q[:, None])
@@ -115,33 +122,30 @@ def _backward(
     to_q_ptr = gradients_ptr + start_of_head
     s = tl.arange(0, SLOTS)
     k = tl.arange(0, 2 * HALF)
-    cos_S, sin_S = _turns(cos_ptr, sin_ptr, s, time, HALF)
-    k1, k2 = _rotated(q_ptr + model_width, stride, s, time, cos_S, sin_S, HALF)
+    cos, sin = _turns(cos_ptr, sin_ptr, s, time, HALF)
+    key = _rotated(q_ptr + model_width, stride, s, time, cos, sin, HALF)
     v = tl.load(q_ptr + 2 * model_width + s[:, None] * stride + k[None, :], mask=(s < time)[:, None], other=0)
-    to_k1 = tl.zeros((SLOTS, HALF), tl.float32)
-    to_k2 = tl.zeros((SLOTS, HALF), tl.float32)
+    to_key = tl.zeros((SLOTS, 2 * HALF), tl.float32)
     to_v = tl.zeros((SLOTS, 2 * HALF), tl.float32)
     for start in range(0, time, BLOCK):
         t = start + tl.arange(0, BLOCK)
         there = (t < time)[:, None]
         cos, sin = _turns(cos_ptr, sin_ptr, t, time, HALF)
-        q1, q2 = _rotated(q_ptr, stride, t, time, cos, sin, HALF)
+        q = _rotated(q_ptr, stride, t, time, cos, sin, HALF)
         at = (row.to(tl.int64) * time + t[:, None]) * model_width + head * width + k[None, :]
         gradient = tl.load(gradient_ptr + at, mask=there, other=0)
         out = tl.load(out_ptr + at, mask=there, other=0)
         delta_Q = tl.sum(gradient.to(tl.float32) * out.to(tl.float32), 1)
         sum_Q = tl.load(sums_ptr + tl.program_id(0) * time + t, mask=t < time, other=0)
-        scores_QS = (tl.dot(q1, tl.trans(k1)) + tl.dot(q2, tl.trans(k2))) * scale
+        scores_QS = tl.dot(q, tl.trans(key)) * scale
         weights_QS = tl.where(s[None, :] <= t[:, None], tl.exp(scores_QS - sum_Q[:, None]), 0)
         weights_QS = tl.where(there, weights_QS, 0)
         to_v = tl.dot(tl.trans(weights_QS.to(v.dtype)), gradient, to_v)
         to_weights_QS = tl.dot(gradient, tl.trans(v))
         to_scores_QS = (weights_QS * (to_weights_QS - delta_Q[:, None]) * scale).to(v.dtype)
-        to_k1 = tl.dot(tl.trans(to_scores_QS), q1, to_k1)
-        to_k2 = tl.dot(tl.trans(to_scores_QS), q2, to_k2)
-        to_q1, to_q2 = tl.dot(to_scores_QS, k1), tl.dot(to_scores_QS, k2)
-        _store_turned_back(to_q_ptr, stride, t, time, to_q1, to_q2, cos, sin, HALF)
-    _store_turned_back(to_q_ptr + model_width, stride, s, time, to_k1, to_k2, cos_S, sin_S, HALF)
+        to_key = tl.dot(tl.trans(to_scores_QS), q, to_key)
+        _store_turned_back(to_q_ptr, stride, t, time, tl.dot(to_scores_QS, key), cos_ptr, sin_ptr, HALF)
+    _store_turned_back(to_q_ptr + model_width, stride, s, time, to_key, cos_ptr, sin_ptr, HALF)
     tl.store(to_q_ptr + 2 * model_width + s[:, None] * stride + k[None, :], to_v, mask=(s < time)[:, None])
 
 

@@ -9,59 +9,38 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LONGEST_BLOCK = 16_384  # numbers of a row that a program's registers hold
+BLOCK, WARPS = 4096, 8
 
 
 @triton.jit
-def _loss_into_gradient(
-    logits_ptr, targets_ptr, losses_ptr, vocab_size, row_length, IS_WHOLE: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One row: its loss, then softmax minus one-hot; a row that fits into a block is read once.
-
-    A longer one is read twice, the first time for its running maximum and sum (Milakov and Gimelshein 2018).
-    """
+def _loss_into_gradient(logits_ptr, targets_ptr, losses_ptr, vocab_size, row_length, BLOCK: tl.constexpr):
+    """One row, read three times (the second and third time from a cache): maximum, sum, softmax minus one-hot."""
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * row_length
     target = tl.load(targets_ptr + row)
     chosen = tl.load(logits + target).to(tl.float32)
     v = tl.arange(0, BLOCK)
-    if IS_WHOLE:
-        x = tl.load(logits + v, mask=v < vocab_size, other=-float("inf")).to(tl.float32)
-        highest = tl.max(x, 0)
-        exps = tl.exp(x - highest)
-        total = tl.sum(exps, 0)
-        tl.debug_barrier()  # all of the row is read before its gradient takes its place
-        gradient = exps / total - tl.where(v == target, 1.0, 0.0)
-        tl.store(logits + v, gradient, mask=v < row_length)
-    else:
-        highest = -float("inf")
-        total = 0.0
-        for start in range(0, vocab_size, BLOCK):
-            x = tl.load(logits + start + v, mask=start + v < vocab_size, other=-float("inf")).to(tl.float32)
-            new = tl.maximum(highest, tl.max(x, 0))
-            total = total * tl.exp(highest - new) + tl.sum(tl.exp(x - new), 0)
-            highest = new
-        tl.debug_barrier()
-        for start in range(0, row_length, BLOCK):
-            x = tl.load(logits + start + v, mask=start + v < vocab_size, other=-float("inf")).to(tl.float32)
-            gradient = tl.exp(x - highest) / total - tl.where(start + v == target, 1.0, 0.0)
-            tl.store(logits + start + v, gradient, mask=start + v < row_length)
-    tl.store(losses_ptr + row, highest + tl.log(total) - chosen)
+    highest_BLOCK = tl.full((BLOCK,), -float("inf"), tl.float32)
+    for start in range(0, vocab_size, BLOCK):
+        x = tl.load(logits + start + v, mask=start + v < vocab_size, other=-float("inf")).to(tl.float32)
+        highest_BLOCK = tl.maximum(highest_BLOCK, x, propagate_nan=tl.PropagateNan.ALL)
+    highest = tl.max(highest_BLOCK, 0)
+    sum_BLOCK = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, vocab_size, BLOCK):
+        x = tl.load(logits + start + v, mask=start + v < vocab_size, other=-float("inf")).to(tl.float32)
+        sum_BLOCK += tl.exp(x - highest)
+    log_sum = highest + tl.log(tl.sum(sum_BLOCK, 0))
+    tl.store(losses_ptr + row, log_sum - chosen)
+    tl.debug_barrier()  # all of the row is read before its gradient takes its place
+    for start in range(0, row_length, BLOCK):
+        x = tl.load(logits + start + v, mask=start + v < vocab_size, other=-float("inf")).to(tl.float32)
+        gradient = tl.exp(x - log_sum) - tl.where(start + v == target, 1.0, 0.0)
+        tl.store(logits + start + v, gradient, mask=start + v < row_length)
 
 
 def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int) -> Tensor:
     """As `lm.model.loss.loss_into_gradient`; rows in one piece."""
     rows, row_length = logits_RV.shape
     losses_R = torch.empty(rows, device=logits_RV.device, dtype=torch.float32)
-    block = min(triton.next_power_of_2(row_length), LONGEST_BLOCK)
-    _loss_into_gradient[(rows,)](
-        logits_RV,
-        targets_R,
-        losses_R,
-        vocab_size,
-        row_length,
-        IS_WHOLE=block >= row_length,
-        BLOCK=block,
-        num_warps=max(4, min(16, block // 1024)),
-    )
+    _loss_into_gradient[(rows,)](logits_RV, targets_R, losses_R, vocab_size, row_length, BLOCK=BLOCK, num_warps=WARPS)
     return losses_R.sum()
