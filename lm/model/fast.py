@@ -32,11 +32,6 @@ def fast_block(block: TransformerBlock, x_BTD: Tensor) -> Tensor:
 def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> Tensor:
     """`attn(x)`, (B, T, D) to (B, T, D)."""
     qkv_BT3HK = (x_BTD @ packed_projections(attn).T).unflatten(-1, (3, attn.num_heads, -1))
-    if attn.rope is not None and attn.attention == "fused" and has_triton(x_BTD.device):
-        from lm.model.kernels.attention import causal_attention, suits
-
-        if suits(qkv_BT3HK):
-            return attn.output_proj(causal_attention(qkv_BT3HK, attn.rope.cos, attn.rope.sin)[0])
     q, k, v = qkv_BT3HK.unbind(2)
     if attn.rope is not None:
         q, k = rotate_halves(attn.rope, q), rotate_halves(attn.rope, k)
