@@ -1,4 +1,4 @@
-"""Draws loss and speed against the batch size: `python -m docs.tools.batch_size`, after its three studies."""
+"""Draws loss and speed against the batch size: `python -m docs.tools.batch_size`, after its four studies."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,11 +27,19 @@ def read(*studies: str) -> dict[int, list[RunData]]:
     return {size: [run for run in runs if run.config["data.batch_size"] == size and run.is_whole] for size in sizes}
 
 
-def plot(axes: "Axes", points: Iterable[tuple[float, float, str]], name: str, colour: str) -> None:
+def best_losses(*studies: str) -> list[tuple[float, float, str]]:
+    """Of each batch size the lowest loss, labelled with its learning rate."""
+    best = {size: min(runs, key=lambda run: run.best_loss) for size, runs in read(*studies).items()}
+    return [(size, run.best_loss, f"{run.config['model.optimizer.max_learning_rate']:g}") for size, run in best.items()]
+
+
+def plot(
+    axes: "Axes", points: Iterable[tuple[float, float, str]], name: str, style: str, colour: str, below: bool = False
+) -> None:
     x, y, labels = zip(*points, strict=True)
-    axes.plot(x, y, "o-", color=colour)
+    axes.plot(x, y, style, color=colour)
     for i, (size, value, label) in enumerate(zip(x, y, labels, strict=True)):
-        if i > 0 and size < 2 * x[i - 1]:  # beside its neighbour's label
+        if below or (i > 0 and size < 2 * x[i - 1]):  # under the line, or beside its neighbour's label
             at, side = (8, -12), "left"
         else:  # off the line
             at, side = ((-7, 6), "right") if i == 0 or value > y[i - 1] else ((0, -18), "center")
@@ -48,19 +56,17 @@ def plot(axes: "Axes", points: Iterable[tuple[float, float, str]], name: str, co
 def draw() -> None:
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    best = {
-        size: min(runs, key=lambda run: run.best_loss) for size, runs in read("batch_size", "batch_size_large").items()
-    }
-    losses = [
-        (size, run.best_loss, f"{run.config['model.optimizer.max_learning_rate']:g}") for size, run in best.items()
-    ]
-    plot(left, losses, "best validation loss (nats per token)", OKABE_ITO[0])
+    name = "best validation loss (nats per token)"
+    plot(left, best_losses("batch_size", "batch_size_large"), name, "o-", OKABE_ITO[0])
+    plot(left, best_losses("batch_size_warmup"), name, "s--", OKABE_ITO[2], below=True)
+    left.legend(left.get_lines(), ["a twentieth of the steps", "half of the steps"], title="warmup", frameon=False)
     left.set_title("Labels: peak learning rate", fontsize=11)
     speeds = {size: max(run.tokens_per_second for run in runs) for size, runs in read(*ALONE).items()}
     plot(
         right,
         [(size, speed, f"{speed / 1000:,.0f}k") for size, speed in speeds.items()],
         "tokens a second",
+        "o-",
         OKABE_ITO[1],
     )
     right.set_yscale("log")
