@@ -4,7 +4,6 @@ Shape letters: L layers, B batch, D d_model, F width of the feed-forward, H head
 """
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lm.model import KVCache, RMSNorm, RotaryPositionEmbedding, TransformerLM
+from lm.model.kernels import has_triton
 
 
 class Decoder:
@@ -121,8 +121,7 @@ class Decoder:
 
 def _has_triton(device: torch.device) -> bool:
     """Whether Triton's kernels run: on NVIDIA GPUs from Ampere on, where torch brought Triton."""
-    is_nvidia = device.type == "cuda" and torch.version.cuda is not None
-    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0) and find_spec("triton") is not None
+    return has_triton(device) and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _rmsnorm(module: nn.Module) -> RMSNorm | None:

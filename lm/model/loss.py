@@ -66,7 +66,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool) -> Tensor:
         vocab_size = len(weight_VD)
         padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
-        narrow_VD = F.pad(weight_VD.to(x_ND.dtype), (0, 0, 0, padded - vocab_size))
+        narrow_VD = weight_VD.to(x_ND.dtype)
+        if padded > vocab_size:
+            narrow_VD = F.pad(narrow_VD, (0, 0, 0, padded - vocab_size))
         into_gradient = _for(x_ND.device, compiled)
         part = CPU_PART if x_ND.device.type == "cpu" else GPU_PART
         rows = max(1, part // (padded * x_ND.element_size()))

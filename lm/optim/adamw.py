@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+_HAS_TRITON = torch.version.hip is None and find_spec("triton") is not None
 PIECE = 131_072  # numbers of each of parameters, gradients and moments: 2 MB in all
 
 
@@ -109,7 +110,7 @@ def _updater(tensors: list[list[Tensor]]) -> Callable[..., None]:
     if first.device.type == "cpu":
         return _update_in_pieces
     plain = first.dtype == torch.float32 and all(t.is_contiguous() for column in tensors for t in column)
-    if plain and first.device.type == "cuda" and torch.version.hip is None and find_spec("triton"):
+    if plain and first.device.type == "cuda" and _HAS_TRITON:
         from lm.optim.kernels import update
 
         return update
