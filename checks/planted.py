@@ -78,8 +78,8 @@ OPTIMIZATION = [
     ),
     Fault(
         "optim/clip.py",
-        "for (_, dtype), gradients in buckets.items():",
-        "for (_, dtype), gradients in list(buckets.items())[:1]:",
+        "for (_, dtype, mesh, placements), gradients in buckets.items():",
+        "for (_, dtype, mesh, placements), gradients in list(buckets.items())[:1]:",
         "optim",
     ),
     Fault("optim/sgd.py", "math.sqrt(t + 1)", "math.sqrt(t + 2)", "optim"),
@@ -87,8 +87,8 @@ OPTIMIZATION = [
     Fault("training/module.py", "self.optimizer_config.max_l2_norm)", "1e9)", "training/test_module.py"),
     Fault(
         "training/module.py",
-        "self.net.loss(*batch).to(self._valid_sum.dtype) * count",
-        "self.net.loss(*batch).to(self._valid_sum.dtype) * 32",
+        "self.net.loss(inputs, targets).to(self._valid_sum.dtype) * count",
+        "self.net.loss(inputs, targets).to(self._valid_sum.dtype) * 32",
         "training/test_module.py",
     ),
     Fault(

@@ -1,5 +1,7 @@
 """One Transformer block."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from lm.model.attention import LayerCache, MultiHeadSelfAttention
@@ -42,3 +44,7 @@ class TransformerBlock(nn.Module):
             return self.ln2(x + self.dropout(self.ffn(x)))
         x = x + self.dropout(self.attn(self.ln1(x), token_positions, cache, mask))
         return x + self.dropout(self.ffn(self.ln2(x)))
+
+    def run(self, function: Callable[["TransformerBlock", Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function(self, x)`, for another arrangement of the block: FSDP2 gathers parameters around methods."""
+        return function(self, x)

@@ -80,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses.append(into_gradient(logits_RV, targets_R, vocab_size))
             if needs_gradient:
                 x_parts.append(logits_RV @ narrow_VD)
-                part_VD = (logits_RV.T @ x_RD)[:vocab_size].to(weight_VD.dtype)
+                part_VD = widen((logits_RV.T @ x_RD)[:vocab_size])
                 weight_gradient_VD = part_VD if weight_gradient_VD is None else weight_gradient_VD.add_(part_VD)
             del logits_RV
         if needs_gradient:

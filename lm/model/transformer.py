@@ -67,7 +67,7 @@ class TransformerLM(nn.Module):
                 all blocks together, which saves some more passes over memory.
         """
         block = torch.compile(fast_block, dynamic=False) if compiled == "block" else fast_block
-        fast = partial(self._blocks, lambda layer, index, x_BTD: block(layer, x_BTD))
+        fast = partial(self._blocks, lambda layer, index, x_BTD: layer.run(block, x_BTD))
         self._fast = torch.compile(fast, dynamic=False) if compiled == "model" else fast
         self._compiled = compiled != "nothing"
 

@@ -95,11 +95,11 @@ class AdamW(Optimizer):
             bucket = buckets.setdefault(key, (state["step"], [], [], [], []))
             row = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
             for column, tensor in zip(bucket[1:], row, strict=True):
-                column.append(_local(tensor))
+                column.append(local_part(tensor))
         return buckets.values()
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This process's part of a sharded tensor (torch's DTensor, which is slow to import), or the tensor."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
 

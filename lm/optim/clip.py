@@ -3,10 +3,17 @@
 # torch's multi-tensor operations are its own optimizers' tools, but not declared public.
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from lm.optim.adamw import local_part
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Placement
 
 _EPS = 1e-6
 
@@ -14,7 +21,8 @@ _EPS = 1e-6
 def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tensor:
     """Scale all gradients, in place, by one factor such that their joint l2 norm is at most `max_l2_norm`.
 
-    The norm is accumulated in float32 at least, and nothing waits for the device.
+    The norm is accumulated in float32 at least, and nothing waits for the device. Of sharded gradients (torch's
+    DTensor) it is the norm of the whole ones, which every process has to ask for.
 
     Returns:
         The norm before clipping, a scalar tensor on the first gradient's device; 0 if there are no gradients.
@@ -24,17 +32,32 @@ def gradient_clipping(parameters: Iterable[Tensor], max_l2_norm: float) -> Tenso
     """
     if not max_l2_norm > 0:
         raise ValueError(f"max_l2_norm is {max_l2_norm}, it must be above 0")
-    buckets: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    buckets: dict[tuple[torch.device, torch.dtype, DeviceMesh | None, tuple[Placement, ...]], list[Tensor]] = {}
     for parameter in parameters:
-        if parameter.grad is not None:
-            buckets.setdefault((parameter.grad.device, parameter.grad.dtype), []).append(parameter.grad)
+        if (gradient := parameter.grad) is not None:
+            layout = getattr(gradient, "device_mesh", None), getattr(gradient, "placements", ())
+            buckets.setdefault((gradient.device, gradient.dtype, *layout), []).append(local_part(gradient))
     if not buckets:
         return torch.tensor(0.0)
     norms: list[Tensor] = []
-    for (_, dtype), gradients in buckets.items():
-        norms.extend(torch._foreach_norm(gradients, 2, dtype=torch.promote_types(dtype, torch.float32)))
-    total = torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+    for (_, dtype, mesh, placements), gradients in buckets.items():
+        found = torch._foreach_norm(gradients, 2, dtype=torch.promote_types(dtype, torch.float32))
+        norms.extend(found if mesh is None else [_over_processes(_joint(found), mesh, placements)])
+    total = _joint(norms)
     scale = torch.clamp(max_l2_norm / (total + _EPS), max=1.0)
-    for (device, _), gradients in buckets.items():
+    for (device, *_), gradients in buckets.items():
         torch._foreach_mul_(gradients, scale.to(device))
     return total
+
+
+def _joint(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of everything that the norms are of."""
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+
+def _over_processes(norm: Tensor, mesh: "DeviceMesh", placements: "tuple[Placement, ...]") -> Tensor:
+    """The norm of whole tensors by that of each process's parts, in one exchange."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    summed = [Partial() if placement.is_shard() else Replicate() for placement in placements]
+    return DTensor.from_local(norm.square(), mesh, summed, run_check=False).full_tensor().sqrt()

@@ -20,6 +20,7 @@ from lm.tokenizer import END_OF_TEXT
 from lm.training.metrics import DivergedError, Metrics, language_model, loss_metrics
 from lm.training.resume import DIVERGED, check_resume, run_identity
 from lm.training.runs import find_run
+from lm.training.shards import put_together
 
 
 class LastStep(Callback):
@@ -44,11 +45,14 @@ class StartingWeights(Callback):
         module = language_model(pl_module)
         contents = find_run(self.where).contents
         check_resume(contents, run_identity(module, module.data), training=False, option="--weights")
-        module.load_state_dict(contents["state_dict"])
+        module.load_state_dict(put_together(contents["state_dict"]))
 
 
 class Samples(Callback):
-    """Writes a story at every validation, to TensorBoard's text tab; `latest` holds the newest."""
+    """Writes a story at every validation, to TensorBoard's text tab; `latest` holds the newest.
+
+    None where the model is sharded: no process has it whole, and each token would gather it anew.
+    """
 
     def __init__(self, max_new_tokens: int = 192, seed: int = 0) -> None:
         self.max_new_tokens = max_new_tokens
@@ -56,14 +60,17 @@ class Samples(Callback):
         self.latest: str | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data = language_model(pl_module).data
+        module = language_model(pl_module)
+        data = module.data
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero or data is None:
+            return
+        if module.is_sharded:
             return
         tokenizer = data.load_tokenizer()
         on_cuda = trainer.strategy.root_device.type == "cuda"  # elsewhere bfloat16 decodes slower than float32
         with torch.autocast("cuda", torch.bfloat16, enabled=on_cuda and "bf16" in str(trainer.precision)):
             self.latest = generate_text(
-                language_model(pl_module).net,
+                module.net,
                 tokenizer,
                 [END_OF_TEXT],
                 max_new_tokens=self.max_new_tokens,

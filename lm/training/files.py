@@ -16,11 +16,16 @@ class SaveError(OSError):
     """A checkpoint could not be written."""
 
 
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+def write_checkpoint(checkpoint: dict[str, Any], path: Path, part_of: Path | None = None) -> None:
     """Write tensors and primitives in torch's zip format; the zip's comment is the sha256 of all bytes before it.
 
     The bytes gather under a temporary name, reach the disk, and only then take the name: whatever was there before
     stays whole until the new file is.
+
+    Args:
+        checkpoint: what to write.
+        path: the file.
+        part_of: the checkpoint that the file is a part of, if it is not one itself.
 
     Raises:
         SaveError: the disk is full, the folder cannot be written, and the like.
@@ -41,10 +46,11 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         os.replace(temporary, path)
     except OSError as error:
         _remove(temporary)
-        kept = "the one before it is whole" if path.exists() else "there is none before it"
-        then = "go on with --resume" if any(path.parent.glob("*.ckpt")) else "start again"
+        saved = part_of or path
+        kept = "the one before it is whole" if saved.exists() else "there is none before it"
+        then = "go on with --resume" if any(saved.parent.glob("*.ckpt")) else "start again"
         raise SaveError(
-            f"cannot save the checkpoint {path} ({error.strerror or error}); {kept}; make room for "
+            f"cannot save the checkpoint {saved} ({error.strerror or error}); {kept}; make room for "
             f"{len(content) / 1e6:,.1f} MB in a folder that can be written, then {then}"
         ) from None
 

@@ -21,6 +21,7 @@ from lm.data.datamodule import TokenDataModule
 from lm.terminal import say
 from lm.training.allowed import require_allowed
 from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples, StartingWeights
+from lm.training.fsdp import FullySharded
 from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
@@ -206,6 +207,9 @@ class LMCommandLine(LightningCLI):
         config_init = self.config_init[str(self.subcommand)]["trainer"]
         if config_init.get("logger") in (None, True):
             kwargs["logger"] = _logger(config["run_folder"], config["ckpt_path"]) if self.subcommand == "fit" else False
+        if config_init.get("strategy") == "fsdp":
+            # Lightning's own is the older FSDP; tensors of inference mode cannot be gathered in place later.
+            kwargs |= {"strategy": FullySharded(), "inference_mode": False}
         kwargs["plugins"] = [*(config_init.get("plugins") or []), CheckpointFiles()]
         kwargs["callbacks"] = [*(config_init.get("callbacks") or []), *callbacks]
         try:

@@ -16,6 +16,7 @@ from lm.data.datamodule import TokenDataModule
 from lm.model import ModelConfig, TransformerLM
 from lm.optim import AdamW, Muon, get_lr_cosine_schedule, gradient_clipping, muon_groups, parameter_groups
 from lm.training.allocator import keep_freed_memory
+from lm.training.fsdp import FullySharded
 from lm.training.graph import RecordedLoss
 from lm.training.resume import check_resume, run_identity
 
@@ -97,10 +98,13 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check the data against the model, and put the model on its fast path."""
-        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            name = type(self.trainer.strategy).__name__
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FullySharded):
+            raise ValueError(f"trainer.strategy {type(strategy).__name__} is not supported; use ddp or fsdp")
+        if self.is_sharded and self.optimizer_config.algorithm == "muon":
             raise ValueError(
-                f"trainer.strategy {name} is not supported: the gradient norm needs whole tensors; use ddp"
+                "model.optimizer.algorithm muon needs whole matrices, which trainer.strategy fsdp cuts; use adamw, or "
+                "ddp"
             )
         data = self.data
         if data is not None:
@@ -114,14 +118,24 @@ class LanguageModel(LightningModule):
                     f"data.context_length {data.context_length} exceeds the model's {self.config.context_length}; "
                     f"raise model.net.context_length"
                 )
-        on_cuda = self.trainer.strategy.root_device.type == "cuda"
+        on_cuda = strategy.root_device.type == "cuda"
         compiled = self.compile_net if self.compile_net is not None else on_cuda
-        self.net.speed_up(("model" if on_cuda else "block") if compiled else "nothing")
-        can_record = self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
+        self.net.speed_up(("model" if on_cuda and not self.is_sharded else "block") if compiled else "nothing")
+        can_record = not self.is_sharded and self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
         if on_cuda and compiled and can_record and not self.net.checkpointing and not self.config.dropout:
             self._recorded = RecordedLoss(self.net)
         if not on_cuda:
             keep_freed_memory()
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy is to do so."""
+        if isinstance(self.trainer.strategy, FullySharded):
+            self.trainer.strategy.shard(self.net)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether no process has the whole model, so that passes are collectives."""
+        return isinstance(self.trainer.strategy, FullySharded)
 
     @property
     def data(self) -> TokenDataModule | None:
@@ -179,8 +193,12 @@ class LanguageModel(LightningModule):
         self._valid_count = 0
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        if count := batch[1].numel():
-            self._valid_sum += self.net.loss(*batch).to(self._valid_sum.dtype) * count
+        inputs, targets = batch
+        count = targets.numel()
+        if not count and self.is_sharded:  # a pass gathers from all processes, so each takes part
+            inputs = targets = inputs.new_zeros(1, inputs.shape[1])
+        if len(inputs):
+            self._valid_sum += self.net.loss(inputs, targets).to(self._valid_sum.dtype) * count
             self._valid_count += count
 
     def on_validation_epoch_end(self) -> None:

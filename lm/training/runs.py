@@ -15,6 +15,7 @@ from lm.model import ModelConfig, TransformerLM
 from lm.tokenizer import Tokenizer
 from lm.training.files import check_digest
 from lm.training.resume import FORMAT
+from lm.training.shards import put_together, read, shard_files
 
 log = logging.getLogger("lm")
 
@@ -57,7 +58,8 @@ class Run:
         checkpoint = self.contents
         try:
             model = TransformerLM(ModelConfig(**checkpoint["lm"]["net"]))
-            model.load_state_dict({k.removeprefix("net."): v for k, v in checkpoint["state_dict"].items()})
+            weights = put_together(checkpoint["state_dict"])
+            model.load_state_dict({k.removeprefix("net."): v for k, v in weights.items()})
         except (RuntimeError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(
                 f"{self.checkpoint}: weights do not fit the model: {str(error).splitlines()[-1].strip()}"
@@ -66,7 +68,7 @@ class Run:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents: tensors and primitives only, never other objects.
+    """A checkpoint's contents: tensors (sharded ones as `Pieces`) and primitives only, never other objects.
 
     Raises:
         FileNotFoundError: no such file.
@@ -78,7 +80,9 @@ def load(path: Path) -> dict[str, Any]:
         if not is_zipfile(path):
             raise ValueError("it is cut off, or no zip archive as torch writes them")
         check_digest(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        for shard in shard_files(path):
+            check_digest(shard)
+        checkpoint = read(path)
     except Exception as error:  # whatever damaged bytes lead the unpickler to
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's words advise to load it all the same

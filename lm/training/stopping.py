@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from lm.training.files import write_checkpoint
 from lm.training.metrics import require_finite
+from lm.training.shards import put_together, read, remove_others
 
 log = logging.getLogger("lm")
 
@@ -22,12 +23,21 @@ SIGNALED = 128  # a shell's exit code for a process that a signal ended is this 
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How Lightning writes checkpoints: through `write_checkpoint`."""
+    """How Lightning writes and reads checkpoints: through `write_checkpoint`, and from shards too."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
         write_checkpoint(checkpoint, Path(path))
+        remove_others(Path(path))
+
+    def load_checkpoint(
+        self,
+        path: str | os.PathLike[str],
+        map_location: Any | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        return put_together(read(Path(path)))
 
 
 class Stopped(SystemExit):
