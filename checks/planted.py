@@ -177,7 +177,9 @@ SAFETY = [
     Fault("training/files.py", "        os.replace(temporary, path)\n", "", "training/test_files.py"),
     Fault("training/files.py", "if comment.startswith(_MARK) and", "if not comment and", "training/test_files.py"),
     Fault("training/runs.py", "newest = max(steps", "newest = min(steps", "training/test_runs.py"),
-    Fault("training/runs.py", "weights_only=True, mmap=True", "weights_only=False, mmap=True", "training/test_runs.py"),
+    Fault(
+        "training/shards.py", "weights_only=True, mmap=True", "weights_only=False, mmap=True", "training/test_runs.py"
+    ),
     Fault(
         "data/tokens.py",
         "if sampled_sha256(path) != expected.sampled_sha256:",
