@@ -97,7 +97,7 @@ FIT = [
     "--trainer.max_steps 0",
     "--trainer.devices 0",
     "--trainer.precision 8",
-    "--trainer.strategy fsdp",
+    "--trainer.strategy fsdp --model.optimizer.algorithm muon",
     "--trainer.logger os.system",
     "--trainer.callbacks subprocess.Popen",
     "--ckpt_path gone.ckpt",

@@ -20,19 +20,30 @@ from lm.model.layers import SiLUFeedForward, SwiGLU
 from lm.model.rope import RotaryPositionEmbedding
 
 
-def fast_block(block: TransformerBlock, x_BTD: Tensor) -> Tensor:
-    """`block(x)`, (B, T, D) to (B, T, D), for tokens at positions 0 to T - 1 that attend to each other only."""
+def fast_block(block: TransformerBlock, x_BTD: Tensor, packed: bool = True) -> Tensor:
+    """`block(x)`, (B, T, D) to (B, T, D), for tokens at positions 0 to T - 1 that attend to each other only.
+
+    Args:
+        block: the block.
+        x_BTD: its input.
+        packed: multiply by packed matrices, which are kept for the backward pass; or else by the parameters.
+    """
     if block.post_norm:
-        x_BTD = block.ln1(x_BTD + block.dropout(fast_attention(block.attn, x_BTD)))
-        return block.ln2(x_BTD + block.dropout(fast_feed_forward(block.ffn, x_BTD)))
-    x_BTD = x_BTD + block.dropout(fast_attention(block.attn, block.ln1(x_BTD)))
-    return x_BTD + block.dropout(fast_feed_forward(block.ffn, block.ln2(x_BTD)))
+        x_BTD = block.ln1(x_BTD + block.dropout(fast_attention(block.attn, x_BTD, packed)))
+        return block.ln2(x_BTD + block.dropout(fast_feed_forward(block.ffn, x_BTD, packed)))
+    x_BTD = x_BTD + block.dropout(fast_attention(block.attn, block.ln1(x_BTD), packed))
+    return x_BTD + block.dropout(fast_feed_forward(block.ffn, block.ln2(x_BTD), packed))
 
 
-def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> Tensor:
+def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor, packed: bool) -> Tensor:
     """`attn(x)`, (B, T, D) to (B, T, D)."""
-    qkv_BT3HK = (x_BTD @ packed_projections(attn).T).unflatten(-1, (3, attn.num_heads, -1))
-    q, k, v = qkv_BT3HK.unbind(2)
+    if packed:
+        q, k, v = (x_BTD @ packed_projections(attn).T).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
+    else:
+        projections = (attn.q_proj, attn.k_proj, attn.v_proj)
+        q, k, v = (projection(x_BTD).unflatten(-1, (attn.num_heads, -1)) for projection in projections)
+        if attn.rope is not None:
+            q, k = (x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for x in (q, k))
     if attn.rope is not None:
         q, k = rotate_halves(attn.rope, q), rotate_halves(attn.rope, k)
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
@@ -62,9 +73,9 @@ def rotate_halves(rope: RotaryPositionEmbedding, x_BTHK: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos), -1).to(x_BTHK.dtype)
 
 
-def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor) -> Tensor:
+def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor, packed: bool) -> Tensor:
     """`ffn(x)`, (B, T, D) to (B, T, D)."""
-    if not isinstance(ffn, SwiGLU):
+    if not packed or not isinstance(ffn, SwiGLU):
         return ffn(x_BTD)
     gate_value_BT2F = x_BTD @ torch.cat((ffn.w1.weight, ffn.w3.weight)).T
     if has_triton(x_BTD.device):

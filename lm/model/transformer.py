@@ -57,7 +57,7 @@ class TransformerLM(nn.Module):
         if config.tie_embeddings:
             self.token_embeddings.weight = self.lm_head.weight
 
-    def speed_up(self, compiled: Compiled = "nothing") -> None:
+    def speed_up(self, compiled: Compiled = "nothing", packed: bool = True) -> None:
         """From now on passes without a cache take the fast path: `lm.model.fast` and `lm.model.loss`.
 
         Under autocast its residual stream has the narrow type as well, which the readable path keeps in float32.
@@ -65,9 +65,14 @@ class TransformerLM(nn.Module):
         Args:
             compiled: what torch.compile compiles: nothing; one block, once for all of them, which is soon done; or
                 all blocks together, which saves some more passes over memory.
+            packed: see `fast_block`; not for sharded parameters, whose memory packed copies would take up again.
         """
-        block = torch.compile(fast_block, dynamic=False) if compiled == "block" else fast_block
-        fast = partial(self._blocks, lambda layer, index, x_BTD: layer.run(block, x_BTD))
+
+        def block(layer: TransformerBlock, x_BTD: Tensor) -> Tensor:
+            return fast_block(layer, x_BTD, packed)
+
+        one = torch.compile(block, dynamic=False) if compiled == "block" else block
+        fast = partial(self._blocks, lambda layer, index, x_BTD: layer.run(one, x_BTD))
         self._fast = torch.compile(fast, dynamic=False) if compiled == "model" else fast
         self._compiled = compiled != "nothing"
 

@@ -38,13 +38,13 @@ def quick_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.compiler.reset()
 
 
-def models(**changes: Any) -> tuple[TransformerLM, TransformerLM]:
+def models(packed: bool = True, **changes: Any) -> tuple[TransformerLM, TransformerLM]:
     """A model and its double on the fast path."""
     config = replace(TINY, **changes)
     torch.manual_seed(0)
     slow, fast = TransformerLM(config), TransformerLM(config)
     fast.load_state_dict(slow.state_dict())
-    fast.speed_up()
+    fast.speed_up(packed=packed)
     return slow, fast
 
 
@@ -58,9 +58,10 @@ def gradients(model: TransformerLM) -> dict[str, Tensor]:
     return {name: gradient for name, gradient in found.items() if gradient is not None}
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "by parameters"])
 @pytest.mark.parametrize("switches", SWITCHES, ids=str)
-def test_equals_the_readable_path(switches: dict[str, Any]):
-    slow, fast = (model.double() for model in models(**switches))
+def test_equals_the_readable_path(switches: dict[str, Any], packed: bool):
+    slow, fast = (model.double() for model in models(packed, **switches))
     losses = [model.loss(*batch()) for model in (slow, fast)]
     assert_close(losses[1], losses[0], rtol=1e-12, atol=0)
     for loss in losses:
@@ -200,3 +201,16 @@ def test_kernels():
 
 if __name__ == "__main__":
     check_kernels("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_without_packing_the_backward_pass_keeps_no_copy_of_a_matrix():
+    _, fast = models(packed=False)
+    storages = {parameter.untyped_storage().data_ptr() for parameter in fast.parameters()}
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tensor), tensor)[1], lambda tensor: tensor
+    ):
+        fast.hidden(batch()[0])
+    matrices = [x for x in kept if x.ndim == 2 and TINY.d_model in x.shape and 48 not in x.shape]  # 48 tokens
+    assert matrices
+    assert {x.untyped_storage().data_ptr() for x in matrices} <= storages
