@@ -7,8 +7,9 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lm"
 MAY_IMPORT = {
-    "model": set(),
-    "optim": set(),
+    "threads": set(),
+    "model": {"threads"},
+    "optim": {"threads"},
     "tokenizer": set(),
     "accounting": {"model"},
     "data": {"tokenizer"},
@@ -39,8 +40,14 @@ ONLY_IN = {
     "lightning": ("training/", "data/datamodule.py"),
     "jsonargparse": ("cli.py",),
     "regex": ("tokenizer/",),
-    "numba": ("tokenizer/kernels/", "tokenizer/native.py", "generation/native.py"),
-    "llvmlite": ("tokenizer/kernels/", "tokenizer/native.py"),
+    "numba": (
+        "tokenizer/kernels/",
+        "tokenizer/native.py",
+        "generation/native.py",
+        "model/native.py",
+        "optim/native.py",
+    ),
+    "llvmlite": ("model/native.py", "tokenizer/kernels/", "tokenizer/native.py"),
     "triton": ("generation/kernels.py", "model/kernels/", "optim/kernels.py"),
     "huggingface_hub": ("data/hub.py",),
     "safetensors": ("export/",),

@@ -29,7 +29,6 @@ Backend = Literal["cuda", "cpu"]
 Algorithm = Literal["adamw", "muon"]
 WIDE = 4  # bytes of a float32
 CUBLAS_WORKSPACES = 2 * 32 * 2**20  # of the forward and the backward thread; on Hopper, 8 MiB each before
-ADAMW_PIECE = 131_072  # numbers that a step on the CPU updates at a time
 ID = 8  # bytes of a token id in a batch, int64
 
 
@@ -102,8 +101,8 @@ def moments(
     - backward, last block: the gradients are gone but for the output projection's; the last block's activations are
       still all there (computed again, with checkpointing), with the gradients that flow through its feed-forward.
     - backward, first block: the gradients of all above it are there, and one block's activations.
-    - optimizer: all gradients, and what the step makes: nothing for AdamW on CUDA, denominators for a piece of the
-      parameters on the CPU, and Muon's iteration on the largest stack of like matrices.
+    - optimizer: all gradients, and what the step makes: nothing for AdamW, and Muon's iteration on the largest stack of
+      like matrices.
     """
     counted = count_parameters(config)
     total = counted.total
@@ -139,10 +138,9 @@ def optimizer_state(config: ModelConfig, algorithm: Algorithm = "adamw") -> int:
 
 
 def _made_by_optimizer(config: ModelConfig, backend: Backend, algorithm: Algorithm) -> int:
-    counted = count_parameters(config)
-    matrices = counted.total - counted.norms
     if algorithm == "adamw":
-        return WIDE * min(matrices, ADAMW_PIECE) if backend == "cpu" else 0
+        return 0
+    counted = count_parameters(config)
     width, inner = config.d_model, config.ff_width
     opening = config.num_layers * (ffn_matrices(config) - 1) * width * inner
     stacks = [(counted.attention, 1.0), (opening, min(width, inner) / max(width, inner))]

@@ -4,7 +4,7 @@
 # pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 _HAS_TRITON = torch.version.hip is None and find_spec("triton") is not None
-PIECE = 131_072  # numbers of each of parameters, gradients and moments: 2 MB in all
 
 
 class AdamW(Optimizer):
@@ -107,36 +106,16 @@ def local_part(tensor: Tensor) -> Tensor:
 def _updater(tensors: list[list[Tensor]]) -> Callable[..., None]:
     """The fastest way to update tensors of one device and type."""
     first = tensors[0][0]
-    if first.device.type == "cpu":
-        return _update_in_pieces
     plain = first.dtype == torch.float32 and all(t.is_contiguous() for column in tensors for t in column)
+    if plain and first.device.type == "cpu":
+        from lm.optim.native import update
+
+        return update
     if plain and first.device.type == "cuda" and _HAS_TRITON:
         from lm.optim.kernels import update
 
         return update
     return _update_together
-
-
-def _update_in_pieces(*columns: list[Tensor], **settings: Any) -> None:
-    """`_update_together` over pieces that stay in a core's cache from one operation to the next."""
-    for piece in _pieces(columns):
-        _update_together(*piece, **settings)
-
-
-def _pieces(columns: Sequence[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-    """Columns of tensors, cut or put together into columns of PIECE numbers at most."""
-    piece: list[list[Tensor]] = [[] for _ in columns]
-    count = 0
-    for row in zip(*columns, strict=True):
-        is_whole = all(tensor.is_contiguous() for tensor in row)
-        for part in zip(*(tensor.view(-1).split(PIECE) for tensor in row), strict=True) if is_whole else [row]:
-            if count and count + part[0].numel() > PIECE:
-                yield piece
-                piece, count = [[] for _ in columns], 0
-            for column, tensor in zip(piece, part, strict=True):
-                column.append(tensor)
-            count += part[0].numel()
-    yield piece
 
 
 def _update_together(

@@ -191,13 +191,13 @@ class Traffic(TorchDispatchMode):
 
 def test_optimizer_step_is_what_its_operations_move_and_compute() -> None:
     config = ModelConfig(vocab_size=300, context_length=16, d_model=32, num_layers=3, num_heads=4)
-    model = TransformerLM(config)
+    model = TransformerLM(config).double()  # for float32 there is one compiled operation
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     with Traffic() as traffic:
         AdamW(model.parameters()).step()
     expected = optimizer_step(config)
-    assert (traffic.flops, traffic.bytes) == (expected.flops, expected.bytes_moved)
+    assert (traffic.flops, traffic.bytes) == (expected.flops, 2 * expected.bytes_moved)
     assert expected.bytes_moved_fused == 28 * count_parameters(config).total
 
 

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
-from lm.model import ModelConfig, TransformerLM, cross_entropy_loss, linear_cross_entropy
+from lm.model import (
+    ModelConfig,
+    TransformerLM,
+    cross_entropy_loss,
+    linear_cross_entropy,
+    scaled_dot_product_attention,
+)
 from lm.model import loss as loss_module
 from lm.model.loss import loss_into_gradient
 from lm.model.transformer import Compiled
@@ -164,6 +170,56 @@ def test_loss_into_gradient_keeps_columns_beyond_the_vocabulary_out():
     assert real.grad is not None
     assert_close(logits[:, :5], real.grad)
     assert not logits[:, 5:].any()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("has_openmp", [False, True])
+def test_attention_compiled_for_the_cpu(threads: int, has_openmp: bool, monkeypatch: pytest.MonkeyPatch):
+    from lm import threads as threads_module
+    from lm.model.native import causal_attention
+
+    if not has_openmp:
+        monkeypatch.setattr(threads_module, "_openmp", lambda: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((2, 3, 64, 32), (1, 1, 96, 64)):
+        q, k, v, weights = (2 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(4))
+        wide, narrow = ([x.to(dtype).requires_grad_() for x in (q, k, v)] for dtype in (q.dtype, torch.float32))
+        mask = torch.ones(shape[2], shape[2], dtype=torch.bool).tril()
+        expected, ours = scaled_dot_product_attention(*wide, mask=mask), causal_attention(*narrow)
+        assert_close(ours.double(), expected, rtol=1e-5, atol=1e-5)
+        for mine, theirs in zip(
+            torch.autograd.grad(ours, narrow, weights.float()),
+            torch.autograd.grad(expected, wide, weights),
+            strict=True,
+        ):
+            assert_close(mine.double(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_compiled_for_the_cpu_keeps_what_is_no_number():
+    from lm.model.native import causal_attention
+
+    q, k, v = (torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)) for _ in range(3))
+    for number in (float("nan"), float("inf")):
+        wrong = k.clone()
+        wrong[0, 0, 7, 0] = number
+        out = causal_attention(q, wrong, v)
+        assert out[0, 0, :7].isfinite().all()
+        assert_close(out, F.scaled_dot_product_attention(q, wrong, v, is_causal=True), equal_nan=True)
+
+
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_equals_the_readable_path_where_attention_is_compiled():
+    slow, fast = models(d_model=64, num_heads=2, context_length=32)
+    ids = torch.randint(0, TINY.vocab_size, (3, 33), generator=torch.Generator().manual_seed(1))
+    slow.loss(ids[:, :-1], ids[:, 1:]).backward()
+    for kind in (None, "block"):
+        if kind is not None:
+            fast.speed_up(kind)
+        fast.zero_grad()
+        fast.loss(ids[:, :-1], ids[:, 1:]).backward()
+        assert_close(gradients(fast), gradients(slow), rtol=1e-4, atol=1e-6)
 
 
 def check_kernels(device: str) -> None:
