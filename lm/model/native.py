@@ -10,15 +10,14 @@ Shape letters: N heads of all sequences, T time, K head width, R rows of a block
 import math
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
-
-from lm.threads import share_out
 
 ROWS = 32  # divides T
 TILE = (4, 32)  # rows and columns of a product that stay in registers; they divide ROWS, T and K
@@ -119,11 +118,11 @@ def _raise_two(x, shift):
     return total
 
 
-@njit(**OPTIONS)
-def _attend(first, last, q_NTK, k_NTK, v_NTK, out_NTK, logs_NT):
-    _, time, width = q_NTK.shape
+@njit(parallel=True, **OPTIONS)
+def _attend(q_NTK, k_NTK, v_NTK, out_NTK, logs_NT):
+    heads, time, width = q_NTK.shape
     scale = np.float32(LOG2_E / math.sqrt(width))
-    for n in range(first, last):
+    for n in prange(heads):
         k_KT = _transposed(k_NTK[n], scale)
         p_RT = np.empty((ROWS, time), np.float32)
         sums_R = np.empty(ROWS, np.float32)
@@ -143,11 +142,11 @@ def _attend(first, last, q_NTK, k_NTK, v_NTK, out_NTK, logs_NT):
                     out_RK[r, k] /= sums_R[r]
 
 
-@njit(**OPTIONS)
-def _attend_backward(first, last, q_NTK, k_NTK, v_NTK, out_NTK, logs_NT, dout_NTK, dq_NTK, dk_NTK, dv_NTK):
-    _, time, width = q_NTK.shape
+@njit(parallel=True, **OPTIONS)
+def _attend_backward(q_NTK, k_NTK, v_NTK, out_NTK, logs_NT, dout_NTK, dq_NTK, dk_NTK, dv_NTK):
+    heads, time, width = q_NTK.shape
     scale = np.float32(1 / math.sqrt(width))
-    for n in range(first, last):
+    for n in prange(heads):
         k_KT, v_KT = _transposed(k_NTK[n], scale * np.float32(LOG2_E)), _transposed(v_NTK[n], np.float32(1))
         p_RT, d_RT = np.empty((ROWS, time), np.float32), np.empty((ROWS, time), np.float32)
         dk_NTK[n] = 0
@@ -172,9 +171,9 @@ def _attend_backward(first, last, q_NTK, k_NTK, v_NTK, out_NTK, logs_NT, dout_NT
 
 
 def _run(kernel: Any, *tensors: Tensor) -> None:
-    """Call a kernel on tensors whose batch and heads are one dimension, shared out among threads."""
-    arrays = [tensor.detach().flatten(0, 1).numpy() for tensor in tensors]
-    share_out(lambda first, last: kernel(first, last, *arrays), len(arrays[0]))
+    """Call a kernel on tensors whose batch and heads are one dimension, with as many threads as torch has."""
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+    kernel(*(tensor.detach().flatten(0, 1).numpy() for tensor in tensors))
 
 
 @torch.library.custom_op("lm::causal_attention", mutates_args=())

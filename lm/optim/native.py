@@ -4,18 +4,17 @@ Letters as in the paper: θ parameter, g gradient, m and v the two means.
 """
 
 import math
-from typing import Any
 
+import numba
 import numpy as np
-from numba import njit
+import torch
+from numba import njit, prange
 from torch import Tensor
 
-from lm.threads import share_out
 
-
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, parallel=True, nogil=True, error_model="numpy")
 def _step(parameters, gradients, means, squares, one_minus_beta1, beta2, one_minus_beta2, decay, rate, eps, correction):
-    for i in range(len(parameters)):
+    for i in prange(len(parameters)):
         g = gradients[i]
         m = means[i] + one_minus_beta1 * (g - means[i])
         v = beta2 * squares[i] + one_minus_beta2 * g * g
@@ -37,20 +36,10 @@ def update(
     weight_decay: float,
 ) -> None:
     """`lm.optim.adamw_update` for each row of float32 tensors, all on the CPU and each in one piece."""
-    rows: list[list[np.ndarray[Any, Any]]] = [
-        [tensor.detach().view(-1).numpy() for tensor in row]
-        for row in zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True)
-    ]
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
     beta1, beta2 = betas
     rate, correction = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
     numbers = (1 - beta1, beta2, 1 - beta2, 1 - lr * weight_decay, rate, eps, correction)
     settings = [np.float32(number) for number in numbers]
-
-    def work(first: int, last: int) -> None:
-        for row in rows:
-            part = [array[max(first, 0) : max(last, 0)] for array in row]
-            if len(part[0]):
-                _step(*part, *settings)
-            first, last = first - len(row[0]), last - len(row[0])
-
-    share_out(work, sum(len(row[0]) for row in rows))
+    for row in zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True):
+        _step(*(tensor.detach().view(-1).numpy() for tensor in row), *settings)

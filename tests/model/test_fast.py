@@ -173,13 +173,9 @@ def test_loss_into_gradient_keeps_columns_beyond_the_vocabulary_out():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("has_openmp", [False, True])
-def test_attention_compiled_for_the_cpu(threads: int, has_openmp: bool, monkeypatch: pytest.MonkeyPatch):
-    from lm import threads as threads_module
+def test_attention_compiled_for_the_cpu(threads: int, monkeypatch: pytest.MonkeyPatch):
     from lm.model.native import causal_attention
 
-    if not has_openmp:
-        monkeypatch.setattr(threads_module, "_openmp", lambda: None)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     generator = torch.Generator().manual_seed(0)
     for shape in ((2, 3, 64, 32), (1, 1, 96, 64)):
