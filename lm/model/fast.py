@@ -1,9 +1,10 @@
 """A training block arranged for speed: the same function as `lm.model.TransformerBlock`, held to it by tests.
 
 Queries, keys and values come from one product, and so do SwiGLU's two openings; each packed matrix is put together from
-the block's parameters as it is cast to the products' type, so checkpoints keep their keys. In the packed matrix each
-head's rows lie with the even ones before the odd ones, in queries and keys alike, which leaves their products as they
-are: the rotation then turns two halves that lie in one piece each, instead of every other number.
+the block's parameters as it is cast to the products' type, so checkpoints keep their keys. On NVIDIA GPUs a kernel of
+ours rotates queries and keys and attends to them, as far as it is the faster one. Elsewhere the packed matrix has each
+head's even rows before its odd ones, in queries and keys alike, which leaves their products as they are: the rotation
+then turns two halves that lie in one piece each, instead of every other number.
 
 Shape letters: B batch, T time, D d_model, H heads, K head width, F d_ff.
 """
@@ -18,6 +19,8 @@ from lm.model.functional import widen
 from lm.model.kernels import has_triton
 from lm.model.layers import SiLUFeedForward, SwiGLU
 from lm.model.rope import RotaryPositionEmbedding
+
+KERNEL_TIME = 512  # tokens; where texts are longer, cuDNN's attention is faster than ours
 
 
 def fast_block(block: TransformerBlock, x_BTD: Tensor, packed: bool = True) -> Tensor:
@@ -37,12 +40,19 @@ def fast_block(block: TransformerBlock, x_BTD: Tensor, packed: bool = True) -> T
 
 def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor, packed: bool) -> Tensor:
     """`attn(x)`, (B, T, D) to (B, T, D)."""
+    if packed and takes_kernel(attn, x_BTD):
+        from lm.model.kernels.attention import causal_attention
+
+        tables = (None, None) if attn.rope is None else (attn.rope.cos, attn.rope.sin)
+        qkv_BT3HK = (x_BTD @ packed_projections(attn, by_halves=False).T).unflatten(-1, (3, attn.num_heads, -1))
+        return attn.output_proj(causal_attention(qkv_BT3HK, *tables)[0].flatten(-2))
+    by_halves = attn.rope is not None
     if packed:
-        q, k, v = (x_BTD @ packed_projections(attn).T).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
+        q, k, v = (x_BTD @ packed_projections(attn, by_halves).T).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
     else:
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)
         q, k, v = (projection(x_BTD).unflatten(-1, (attn.num_heads, -1)) for projection in projections)
-        if attn.rope is not None:
+        if by_halves:
             q, k = (x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2) for x in (q, k))
     if attn.rope is not None:
         q, k = rotate_halves(attn.rope, q), rotate_halves(attn.rope, k)
@@ -62,10 +72,17 @@ def attend_on_cpu(attn: MultiHeadSelfAttention, q: Tensor, k: Tensor, v: Tensor)
         return attn.attend(wide_q, wide_k, wide_v).to(q.dtype)
 
 
-def packed_projections(attn: MultiHeadSelfAttention) -> Tensor:
-    """(3D, D): q_proj, k_proj and v_proj; with rope, the heads' even rows before their odd ones in the first two."""
+def takes_kernel(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> bool:
+    """Whether attention of this input is our kernel's."""
+    _, time, d_model = x_BTD.shape
+    fits = time <= KERNEL_TIME and d_model // attn.num_heads in (16, 32, 64, 128)
+    return attn.attention == "fused" and fits and x_BTD.dtype.itemsize == 2 and has_triton(x_BTD.device)
+
+
+def packed_projections(attn: MultiHeadSelfAttention, by_halves: bool) -> Tensor:
+    """(3D, D): q_proj, k_proj and v_proj; in the first two by choice the heads' even rows before their odd ones."""
     q_DD, k_DD, v_DD = attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight
-    if attn.rope is not None:
+    if by_halves:
         q_DD, k_DD = (
             weight.unflatten(0, (attn.num_heads, -1, 2)).transpose(1, 2).flatten(0, 2) for weight in (q_DD, k_DD)
         )

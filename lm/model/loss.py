@@ -71,7 +71,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             narrow_VD = F.pad(narrow_VD, (0, 0, 0, padded - vocab_size))
         into_gradient = _for(x_ND.device, compiled)
         part = CPU_PART if x_ND.device.type == "cpu" else GPU_PART
-        rows = max(1, part // (padded * x_ND.element_size()))
+        parts = -(-len(x_ND) * padded * x_ND.element_size() // part) or 1
+        rows = -(-len(x_ND) // parts) or 1
         needs_gradient = any(ctx.needs_input_grad)
         losses, x_parts = [], []
         weight_gradient_VD: Tensor | None = None

@@ -231,6 +231,30 @@ def check_kernels(device: str) -> None:
             assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
             assert_close(ours, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
 
+    from lm.model.kernels.attention import causal_attention
+    from lm.model.rope import RotaryPositionEmbedding
+
+    is_gpu = device == "cuda"
+    for time, heads, width, has_rope in ((100, 3, 32, True), (64, 2, 16, False), (130, 2, 64, True)):
+        generator = torch.Generator().manual_seed(time)
+        qkv = torch.randn(2, time, 3, heads, width, generator=generator).to(device)
+        weights = torch.randn(2, time, heads, width, generator=generator).to(device)
+        rope = RotaryPositionEmbedding(10_000, width, 2 * time).to(device) if has_rope else None
+        # The GPU's products round float32 to 10 bits.
+        ours, expected = (qkv.bfloat16() if is_gpu else qkv.clone()).requires_grad_(), qkv.double().requires_grad_()
+        q, k, v = (x.transpose(1, 2) for x in expected.unbind(2))
+        if rope is not None:
+            q, k = (rope(x, torch.arange(time, device=device)) for x in (q, k))
+        outs = (
+            causal_attention(ours, rope and rope.cos, rope and rope.sin)[0],
+            F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2),
+        )
+        grads = [
+            torch.autograd.grad((out * weights).sum(), x)[0] for out, x in zip(outs, (ours, expected), strict=True)
+        ]
+        for mine, theirs in ((outs[0], outs[1]), (grads[0], grads[1])):
+            assert (mine - theirs).norm() < (0.01 if is_gpu else 1e-6) * theirs.norm()
+
     from lm.model.kernels.swiglu import swiglu
 
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2**-6)):
