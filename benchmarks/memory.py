@@ -102,7 +102,7 @@ class Training:
             self.targets = torch.randint(row.net.vocab_size, shape)
         self.model.checkpointing = row.checkpointing
         if row.compiled:
-            self.model.speed_up("model" if device.type == "cuda" else "block")
+            self.model.speed_up(self.model.worth_compiling(device))
         self.optimizer = AdamW(parameter_groups(self.model.named_parameters(), 0.1))
 
     def resident(self) -> list[Tensor]:

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 from torch import Tensor, nn
 
 from benchmarks.machine import median, save
@@ -94,18 +95,20 @@ class Clock(Callback):
         self.tick()
 
 
-def fit(case: Case) -> list[float]:
-    """Ours, by Lightning's loop."""
+def fit(
+    case: Case, strategy: str | Strategy = "auto", rank: int = 0, devices: int = 1, checkpointing: bool = False
+) -> list[float]:
+    """Ours, by Lightning's loop; in each process of one a device, where there are several."""
     net, on_cuda = case.net, case.device.type == "cuda"
     tokens = np.random.default_rng(0).integers(0, net.vocab_size, 2_000_000).astype(np.uint16)
-    batches = TrainBatches(
-        tokens, case.batch_size, net.context_length, 0, Slice.of(case.batch_size, 0, 1, 1), pin_memory=on_cuda
-    )
+    part = Slice.of(case.batch_size, rank, devices, 1)
+    batches = TrainBatches(tokens, case.batch_size, net.context_length, 0, part, pin_memory=on_cuda)
     clock, metrics = Clock(case), Metrics(every=50)
     with tempfile.TemporaryDirectory() as folder:
         Trainer(
             accelerator="gpu" if on_cuda else "cpu",
-            devices=1,
+            devices=devices,
+            strategy=strategy,
             precision="bf16-mixed",
             max_steps=case.warm_up + case.blocks * case.steps,
             max_epochs=-1,
@@ -115,7 +118,7 @@ def fit(case: Case) -> list[float]:
             default_root_dir=folder,
             enable_checkpointing=False,
             enable_model_summary=False,
-        ).fit(LanguageModel(net, compile=True), train_dataloaders=batches)
+        ).fit(LanguageModel(net, compile=True, checkpointing=checkpointing), train_dataloaders=batches)
     return clock.seconds
 
 
@@ -142,7 +145,7 @@ def ours(case: Case, is_fast: bool) -> list[float]:
     loss: Loss = model.loss
     if is_fast:
         on_cuda = case.device.type == "cuda"
-        model.speed_up("model" if on_cuda else "block")
+        model.speed_up(model.worth_compiling(case.device))
         if on_cuda:
             loss = RecordedLoss(model)
         else:

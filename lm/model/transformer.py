@@ -21,6 +21,7 @@ from lm.model.loss import linear_cross_entropy
 from lm.model.rope import RotaryPositionEmbedding
 
 Compiled = Literal["nothing", "block", "model"]
+MOST_TOGETHER = 12  # blocks that are compiled as one; the compiler's time grows with them, to minutes at 48
 
 
 class TransformerLM(nn.Module):
@@ -45,6 +46,7 @@ class TransformerLM(nn.Module):
         self.checkpointing = False
         self._compiled = False
         self._fast: Callable[[Tensor], Tensor] | None = None
+        self._without_gradient: Callable[[Tensor], Tensor] | None = None
         rope = None
         if config.position == "rope":
             rope = RotaryPositionEmbedding(config.rope_theta, config.head_width, config.context_length)
@@ -60,7 +62,8 @@ class TransformerLM(nn.Module):
     def speed_up(self, compiled: Compiled = "nothing", packed: bool = True) -> None:
         """From now on passes without a cache take the fast path: `lm.model.fast` and `lm.model.loss`.
 
-        Under autocast its residual stream has the narrow type as well, which the readable path keeps in float32.
+        Under autocast its residual stream has the narrow type as well, which the readable path keeps in float32. Passes
+        without a gradient run as they are written: they are few, and compiling them would take longer than they do.
 
         Args:
             compiled: what torch.compile compiles: nothing; one block, once for all of them, which is soon done; or
@@ -71,10 +74,19 @@ class TransformerLM(nn.Module):
         def block(layer: TransformerBlock, x_BTD: Tensor) -> Tensor:
             return fast_block(layer, x_BTD, packed)
 
-        one = torch.compile(block, dynamic=False) if compiled == "block" else block
-        fast = partial(self._blocks, lambda layer, index, x_BTD: layer.run(one, x_BTD))
-        self._fast = torch.compile(fast, dynamic=False) if compiled == "model" else fast
+        def blocks(function: Callable[[TransformerBlock, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return partial(self._blocks, lambda layer, index, x_BTD: layer.run(function, x_BTD))
+
+        self._fast = self._without_gradient = blocks(block)
+        if compiled == "block":
+            self._fast = blocks(torch.compile(block, dynamic=False))
+        elif compiled == "model":
+            self._fast = torch.compile(self._fast, dynamic=False)
         self._compiled = compiled != "nothing"
+
+    def worth_compiling(self, device: torch.device) -> Compiled:
+        """What to compile for training on this device."""
+        return "model" if device.type == "cuda" and len(self.layers) <= MOST_TOGETHER else "block"
 
     def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each one given; arguments and errors as in `hidden`."""
@@ -119,9 +131,10 @@ class TransformerLM(nn.Module):
                 mask = slots_S <= positions[:, None, :, None]
             cache.is_empty = False
         x_BTD = self.dropout(self.token_embeddings(token_ids))
-        if cache is None and self._fast is not None:
+        fast = self._fast if torch.is_grad_enabled() else self._without_gradient
+        if cache is None and fast is not None:
             kind = x_BTD.device.type
-            return self._fast(x_BTD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BTD)
+            return fast(x_BTD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BTD)
 
         def run(layer: TransformerBlock, index: int, x_BTD: Tensor) -> Tensor:
             return layer(x_BTD, positions, cache.layer(index) if cache is not None else None, mask)

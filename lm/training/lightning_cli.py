@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -207,7 +208,9 @@ class LMCommandLine(LightningCLI):
         config_init = self.config_init[str(self.subcommand)]["trainer"]
         if config_init.get("logger") in (None, True):
             kwargs["logger"] = _logger(config["run_folder"], config["ckpt_path"]) if self.subcommand == "fit" else False
-        if config_init.get("strategy") == "fsdp":
+        if config_init.get("strategy") == "ddp":
+            kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True)  # no second copy of the gradients
+        elif config_init.get("strategy") == "fsdp":
             # Lightning's own is the older FSDP; tensors of inference mode cannot be gathered in place later.
             kwargs |= {"strategy": FullySharded(), "inference_mode": False}
         kwargs["plugins"] = [*(config_init.get("plugins") or []), CheckpointFiles()]

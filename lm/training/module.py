@@ -120,9 +120,9 @@ class LanguageModel(LightningModule):
                 )
         on_cuda = strategy.root_device.type == "cuda"
         compiled = self.compile_net if self.compile_net is not None else on_cuda
-        whole = on_cuda and not self.is_sharded
-        self.net.speed_up(("model" if whole else "block") if compiled else "nothing", packed=not self.is_sharded)
-        can_record = not self.is_sharded and self.trainer.world_size == self.trainer.accumulate_grad_batches == 1
+        worth = "block" if self.is_sharded else self.net.worth_compiling(strategy.root_device)
+        self.net.speed_up(worth if compiled else "nothing", packed=not self.is_sharded)
+        can_record = not self.is_sharded and self.trainer.accumulate_grad_batches == 1
         if on_cuda and compiled and can_record and not self.net.checkpointing and not self.config.dropout:
             self._recorded = RecordedLoss(self.net)
         if not on_cuda:
