@@ -2,8 +2,9 @@
 
 Each row is a model, run in the order of a training under Lightning: forward pass and loss, gradients of the step
 before cleared, backward pass, clipping, AdamW. On CUDA the measured memory is `torch.cuda.max_memory_allocated` of the
-third step, elsewhere the sum of all tensors that operations made. The predictions are `lm.accounting`'s: of memory for
-eager steps, also where a row is compiled; of time for the utilisation that the first row of that precision reached.
+third step, elsewhere the sum of all tensors that operations made. The predictions are `lm.accounting`'s; of time for
+the utilisation that the first row of that precision reached. The last column is the rate of all matrix products over
+that of one large bfloat16 product, measured at the start.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from lm.accounting import (
     PRESETS,
     Backend,
     TrainingPrecision,
+    fast_moments,
     forward_flops,
+    largest_fast_batch,
     model_flop_utilisation,
     moments,
     peak_flops,
@@ -36,7 +39,8 @@ from lm.optim import AdamW, gradient_clipping, parameter_groups
 
 CUDA = torch.device("cuda")
 HEADS = ("GB predicted", "measured", "diff", "TFLOP predicted", "counted", "diff", "ms predicted", "measured", "MFU")
-WIDTHS = (56, 13, 9, 8, 16, 9, 7, 13, 9, 7)
+HEADS += ("of rate",)
+WIDTHS = (56, 13, 9, 8, 16, 9, 7, 13, 9, 7, 9)
 TOLERANCE = 0.05  # beyond it a row shows its parts
 
 
@@ -52,10 +56,14 @@ class Row:
     compiled: bool = False
 
 
-def rows() -> list[Row]:
-    """What one GPU of 80 GB or more is asked; what takes longest, compiling, comes last."""
-    stories, small, medium, large = (
-        PRESETS[name].net for name in ("tinystories", "gpt2-small", "gpt2-medium", "gpt2-large")
+def rows(capacity: int) -> list[Row]:
+    """What one GPU of 80 GB or more is asked; what takes longest, compiling, comes last.
+
+    Args:
+        capacity: bytes, of which the last row leaves 3 % to the driver and to what the allocator rounds.
+    """
+    stories, small, medium, large, xl = (
+        PRESETS[name].net for name in ("tinystories", "gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
     )
     return [
         Row("gpt2-medium", medium, 16),
@@ -76,6 +84,7 @@ def rows() -> list[Row]:
         Row("tinystories, tied, dropout", replace(stories, tie_embeddings=True, dropout=0.1), 128),
         Row("tinystories", stories, 128, compiled=True),
         Row("gpt2-small", small, 16, compiled=True),
+        Row("gpt2-xl, the most that fit", xl, largest_fast_batch(xl, 1024, capacity * 97 // 100), compiled=True),
     ]
 
 
@@ -132,13 +141,28 @@ def step_flops(row: Row) -> int:
 def counted_flops(row: Row, device: torch.device) -> tuple[int, int]:
     """Operations of a step's matrix products by torch's counter, and as they follow from `lm.accounting`.
 
-    The backward pass of fused attention computes the scores again, one of the forward pass's two products.
+    The backward pass of fused attention computes the scores again, one of the forward pass's two products. Counted is
+    one sequence, run eagerly.
     """
-    training = Training(replace(row, compiled=False), device)
+    training = Training(replace(row, batch_size=1, compiled=False), device)
     with FlopCounterMode(display=False) as counter:
         training.step()
     scores = forward_flops(row.net).attention_scores // 2 if row.net.attention == "fused" else 0
-    return counter.get_total_flops(), step_flops(row) + row.batch_size * scores
+    return row.batch_size * counter.get_total_flops(), step_flops(row) + row.batch_size * scores
+
+
+def matrix_rate(repetitions: int = 50) -> float:
+    """Operations per second of bfloat16 products of 8,192 x 8,192 random numbers."""
+    a, b = (torch.randn(8192, 8192, device=CUDA, dtype=torch.bfloat16) for _ in range(2))
+    for is_timed in (False, True):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(repetitions):
+            torch.mm(a, b)
+        torch.cuda.synchronize()
+        if is_timed:
+            return repetitions * 2 * 8192**3 / (time.perf_counter() - start)
+    raise AssertionError
 
 
 def measured_seconds(training: Training, repetitions: int) -> float:
@@ -168,12 +192,15 @@ def clean(device: torch.device) -> Iterator[None]:
             yield
 
 
-def measure(row: Row, device: torch.device, repetitions: int = 5) -> dict[str, Any]:
-    """One line of the table: predicted and measured bytes, operations and seconds."""
+def measure(row: Row, device: torch.device, repetitions: int = 5, rate: float | None = None) -> dict[str, Any]:
+    """One line of the table: predicted and measured bytes, operations and seconds; `rate` is `matrix_rate`."""
     net = row.net
     backend: Backend = "cuda" if device.type == "cuda" else "cpu"
-    lines = moments(net, net.context_length, row.precision, row.checkpointing, backend)
-    predicted = {name: line.at(row.batch_size) for name, line in lines.items()}
+    if row.compiled:
+        predicted = fast_moments(net, net.context_length, row.batch_size, row.checkpointing)
+    else:
+        lines = moments(net, net.context_length, row.precision, row.checkpointing, backend)
+        predicted = {name: line.at(row.batch_size) for name, line in lines.items()}
     with clean(device):
         training = Training(row, device)
         if device.type == "cuda":
@@ -196,6 +223,8 @@ def measure(row: Row, device: torch.device, repetitions: int = 5) -> dict[str, A
         "seconds": seconds,
         "tokens_per_second": row.batch_size * net.context_length / seconds,
     }
+    if rate is not None and row.precision == "bf16-mixed":
+        result["share_of_rate"] = step_flops(row) / seconds / rate
     products = "bfloat16" if row.precision == "bf16-mixed" else "tf32"
     peak = peak_flops(torch.cuda.get_device_name(), products) if device.type == "cuda" else None
     if peak is not None:
@@ -216,6 +245,7 @@ def as_line(result: dict[str, Any]) -> str:
     cells += [f"{result[key] / 1e12:.3f}" for key in ("predicted_flops", "counted_flops")] + [f"{flops:.1%}"]
     cells += [f"{result['predicted_seconds'] * 1e3:.1f}" if "predicted_seconds" in result else "-"]
     cells += [f"{result['seconds'] * 1e3:.1f}", f"{result['mfu']:.1%}" if "mfu" in result else "-"]
+    cells += [f"{result['share_of_rate']:.1%}" if "share_of_rate" in result else "-"]
     line = f"{what:<{WIDTHS[0]}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS[1:], strict=True))
     if abs(predicted / measured - 1) > TOLERANCE:
         for key in ("predicted_moments", "measured_parts"):
@@ -230,10 +260,13 @@ def main(out: Path, repetitions: int) -> None:
     torch.manual_seed(0)
     results: list[dict[str, Any]] = []
     reached: dict[TrainingPrecision, float] = {}
+    rate = matrix_rate() if device.type == "cuda" else None
+    if rate is not None:
+        print(f"bfloat16 products of 8,192 x 8,192: {rate / 1e12:.0f} TFLOP/s")
     print(" " * WIDTHS[0] + "".join(f"{head:>{width}}" for head, width in zip(HEADS, WIDTHS[1:], strict=True)))
-    for row in rows() if device.type == "cuda" else small_rows():
+    for row in rows(torch.cuda.mem_get_info()[1]) if device.type == "cuda" else small_rows():
         try:
-            result = measure(row, device, repetitions)
+            result = measure(row, device, repetitions, rate)
             if "utilisation" in result:
                 first = reached.setdefault(row.precision, result["utilisation"])
                 result["predicted_seconds"] = result["seconds"] * result["utilisation"] / first

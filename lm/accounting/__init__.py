@@ -8,6 +8,8 @@ from lm.accounting.devices import Precision as Precision
 from lm.accounting.devices import devices as devices
 from lm.accounting.devices import host_links as host_links
 from lm.accounting.devices import peak_flops as peak_flops
+from lm.accounting.fast import fast_moments as fast_moments
+from lm.accounting.fast import largest_fast_batch as largest_fast_batch
 from lm.accounting.flops import Flops as Flops
 from lm.accounting.flops import forward_flops as forward_flops
 from lm.accounting.flops import model_flop_utilisation as model_flop_utilisation

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from lm.accounting.devices import Precision, devices, training_peak
+from lm.accounting.fast import fast_moments, largest_fast_batch
 from lm.accounting.flops import forward_flops, norm_flops, optimizer_step, recomputed_flops, training_flops_per_token
 from lm.accounting.memory import WIDE, Line, largest_batch, moments, optimizer_state, saved_activations
 from lm.accounting.parameters import count_block_parameters, count_parameters
@@ -94,6 +95,21 @@ def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[
         "moments": {name: entry(line) for name, line in at_moments.items()},
         "peak": {"moment": peak, **entry(at_moments[peak])},
         "largest_batch": {"memory": memory_bytes, "batch_size": largest_batch(at_moments, memory_bytes)},
+        "compiled": _compiled(workload, checkpointing, memory_bytes),
+    }
+
+
+def _compiled(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[str, Any] | None:
+    """What `fit` needs where it compiles the model; None where that is not known."""
+    net = workload.net
+    if workload.precision != "bf16-mixed" or net.attention != "fused":
+        return None
+    shape = (net, net.context_length)
+    at_moments = fast_moments(*shape, workload.batch_size, checkpointing, workload.algorithm)
+    return {
+        "moments": at_moments,
+        "peak": max(at_moments.values()),
+        "largest_batch": largest_fast_batch(*shape, memory_bytes, checkpointing, workload.algorithm),
     }
 
 
@@ -154,6 +170,11 @@ def as_table(report: dict[str, Any]) -> str:
         f"({peak['moment']})",
         f"  largest batch in {fit['memory'] / 1e9:g} GB: {fit['batch_size']:,}",
     ]
+    if (compiled := memory["compiled"]) is not None:
+        lines.append(
+            f"  compiled, as fit does on an NVIDIA GPU: peak {_gb(compiled['peak'])} GB, "
+            f"largest batch {compiled['largest_batch']:,}"
+        )
     step, time = report["optimizer_step"], report["time"]
     lines += [
         "",

@@ -21,6 +21,7 @@ from lm.model.layers import SiLUFeedForward, SwiGLU
 from lm.model.rope import RotaryPositionEmbedding
 
 KERNEL_TIME = 512  # tokens; where texts are longer, cuDNN's attention is faster than ours
+KERNEL_WIDTHS = (16, 32, 64, 128)  # of heads
 
 
 def fast_block(block: TransformerBlock, x_BTD: Tensor, packed: bool = True) -> Tensor:
@@ -75,7 +76,7 @@ def attend_on_cpu(attn: MultiHeadSelfAttention, q: Tensor, k: Tensor, v: Tensor)
 def takes_kernel(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> bool:
     """Whether attention of this input is our kernel's."""
     _, time, d_model = x_BTD.shape
-    fits = time <= KERNEL_TIME and d_model // attn.num_heads in (16, 32, 64, 128)
+    fits = time <= KERNEL_TIME and d_model // attn.num_heads in KERNEL_WIDTHS
     return attn.attention == "fused" and fits and x_BTD.dtype.itemsize == 2 and has_triton(x_BTD.device)
 
 

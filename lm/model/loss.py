@@ -14,7 +14,7 @@ from torch import Tensor
 from lm.model.functional import widen
 from lm.model.kernels import has_triton
 
-CPU_PART, GPU_PART = 64 * 2**20, 2**30  # bytes of logits at a time
+CPU_PART, GPU_PART = 64 * 2**20, 2 * 2**30  # bytes of logits at a time
 ALIGNMENT = 8  # ids; rows of bfloat16 logits of whole 16 bytes, without which products run at half speed
 
 
@@ -61,6 +61,14 @@ def _for(device: torch.device, compiled: bool) -> Callable[[Tensor, Tensor, int]
     return _compiled() if compiled else loss_into_gradient
 
 
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b in float32 or wider; on CUDA the product itself writes it so."""
+    if a.is_cuda and a.dtype.itemsize == 2:
+        with torch.autocast("cuda", enabled=False):
+            return torch.mm(a, b, out_dtype=torch.float32)
+    return widen(a @ b)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool) -> Tensor:
@@ -81,7 +89,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses.append(into_gradient(logits_RV, targets_R, vocab_size))
             if needs_gradient:
                 x_parts.append(logits_RV @ narrow_VD)
-                part_VD = widen((logits_RV.T @ x_RD)[:vocab_size])
+                part_VD = _wide_product(logits_RV.T, x_RD)[:vocab_size]
                 weight_gradient_VD = part_VD if weight_gradient_VD is None else weight_gradient_VD.add_(part_VD)
             del logits_RV
         if needs_gradient:

@@ -38,13 +38,14 @@ class TransformerLM(nn.Module):
 
     Attributes:
         checkpointing: keep each block's input only, and compute the block again in the backward pass.
+        is_compiled: whether torch.compile compiles the fast path.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False
-        self._compiled = False
+        self.is_compiled = False
         self._fast: Callable[[Tensor], Tensor] | None = None
         self._without_gradient: Callable[[Tensor], Tensor] | None = None
         rope = None
@@ -82,7 +83,7 @@ class TransformerLM(nn.Module):
             self._fast = blocks(torch.compile(block, dynamic=False))
         elif compiled == "model":
             self._fast = torch.compile(self._fast, dynamic=False)
-        self._compiled = compiled != "nothing"
+        self.is_compiled = compiled != "nothing"
 
     def worth_compiling(self, device: torch.device) -> Compiled:
         """What to compile for training on this device."""
@@ -96,7 +97,7 @@ class TransformerLM(nn.Module):
         """Mean of -ln p(target) over all tokens, in nats; both (B, T), in [0, V)."""
         if self._fast is None:
             return cross_entropy_loss(self.forward(token_ids), targets)
-        return linear_cross_entropy(self.hidden(token_ids), self.lm_head.weight, targets, self._compiled)
+        return linear_cross_entropy(self.hidden(token_ids), self.lm_head.weight, targets, self.is_compiled)
 
     def hidden(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the output projection reads; apart, for callers that need few of the logits at a time.

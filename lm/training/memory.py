@@ -3,7 +3,7 @@
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lm.accounting import TrainingPrecision, largest_batch, moments
+from lm.accounting import TrainingPrecision, largest_batch, largest_fast_batch, moments
 from lm.model import ModelConfig
 from lm.training.metrics import language_model
 
@@ -23,20 +23,30 @@ class MemoryAdvice(Callback):
             self.line += "in validation; lower data.valid_batch_size, which changes no loss"
             return
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        net = language_model(pl_module).net
         self.line += what_fits(
-            language_model(pl_module).config,
+            net.config,
             data.context_length,
             "bf16-mixed" if "bf16" in str(trainer.precision) else "float32",
             data.batch_size // trainer.world_size,
             trainer.accumulate_grad_batches,
             free,
+            net.checkpointing,
+            net.is_compiled,
         )
 
 
 def what_fits(
-    config: ModelConfig, context_length: int, precision: TrainingPrecision, rows: int, accumulate: int, free: int
+    config: ModelConfig,
+    context_length: int,
+    precision: TrainingPrecision,
+    rows: int,
+    accumulate: int,
+    free: int,
+    checkpointing: bool = False,
+    is_compiled: bool = False,
 ) -> str:
-    """The largest micro-batch of an eager training step that fits, and how to get there with the same result.
+    """The largest micro-batch of a training step that fits, and how to get there with the same result.
 
     Args:
         config: the model.
@@ -45,8 +55,13 @@ def what_fits(
         rows: sequences of each device in an optimizer step.
         accumulate: micro-batches that they come in.
         free: bytes.
+        checkpointing: whether blocks are computed again in the backward pass.
+        is_compiled: whether torch.compile compiles the blocks.
     """
-    fits = largest_batch(moments(config, context_length, precision), free)
+    if is_compiled and precision == "bf16-mixed" and config.attention == "fused":
+        fits = largest_fast_batch(config, context_length, free, checkpointing)
+    else:
+        fits = largest_batch(moments(config, context_length, precision, checkpointing), free)
     line = (
         f"with {rows // accumulate} sequences at a time; by the account {fits} fit into the {free / 1e9:,.1f} GB that "
         f"this run can have (python -m lm account); "
@@ -54,4 +69,6 @@ def what_fits(
     enough = [parts for parts in range(accumulate + 1, rows + 1) if rows % parts == 0 and rows // parts <= fits]
     if enough:
         return f"{line}set trainer.accumulate_grad_batches to {enough[0]}, which changes no result"
+    if not checkpointing:
+        return f"{line}set model.checkpointing to true, or lower model.net.context_length or the model's size"
     return f"{line}lower model.net.context_length or the model's size"

@@ -231,6 +231,18 @@ def check_kernels(device: str) -> None:
             assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-5)
             assert_close(ours, expected, rtol=2**-7 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
 
+    if device == "cuda":
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(70, 32, generator=generator).to(device, torch.bfloat16).requires_grad_()
+        weight = torch.randn(50, 32, generator=generator).to(device).requires_grad_()
+        targets = torch.randint(0, 50, (70,), generator=generator).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            ours = torch.autograd.grad(linear_cross_entropy(x, weight, targets), (x, weight))
+        expected = torch.autograd.grad(cross_entropy_loss(x.double() @ weight.double().T, targets), (x, weight))
+        for mine, theirs in zip(ours, expected, strict=True):
+            assert mine.dtype == theirs.dtype
+            assert (mine - theirs).norm() < 0.02 * theirs.norm()
+
     from lm.model.kernels.attention import causal_attention
     from lm.model.rope import RotaryPositionEmbedding
 
