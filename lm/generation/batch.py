@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from lm.generation.decoder import Decoder
+from lm.generation.draft import Speculation
 from lm.generation.sampling import SamplingConfig, Uniforms, draw
 from lm.model import KVCache, TransformerLM
 
 log = logging.getLogger("lm")
 
 # Steps between two looks of the host at what was drawn: few enough to show text as it comes.
-BURSTS = {"cuda": 32}
+BURSTS = {"cuda": 32, "speculation": 32}
 BURST = 8
 
 
@@ -60,7 +61,11 @@ class Batch:
         self.tokens_B = self._tensor([0] * batch_size)
         self.advance_B = self._tensor([0] * batch_size)
         self.step_1 = self._tensor([0])
-        self.burst = BURSTS.get(device.type, BURST)
+        self.speculation = None
+        native = None if self.decoder is None else self.decoder.native
+        if self.decoder is not None and native and batch_size == 1 and (rounded := self.decoder.rounded):
+            self.speculation = Speculation(native, rounded, sampling, vocab_size)
+        self.burst = BURSTS.get("speculation" if self.speculation else device.type, BURST)
         self.ids_NB = torch.zeros(self.burst, batch_size, device=device, dtype=torch.long)
         self.logprobs_NB = torch.zeros(self.burst, batch_size, device=device) if logprobs else None
         wide = torch.float32 if device.type == "mps" else torch.float64
@@ -168,8 +173,7 @@ class Batch:
         self.tokens_B.copy_(draw(logits_BV, self.sampling, uniform_B, self.seen_BV))
         self.ids_NB.index_copy_(0, self.step_1, self.tokens_B[None])
         if self.logprobs_NB is not None:
-            logprobs_B = logits_BV.float().log_softmax(-1).gather(-1, self.tokens_B[:, None])[:, 0]
-            self.logprobs_NB.index_copy_(0, self.step_1, logprobs_B[None])
+            self.logprobs_NB.index_copy_(0, self.step_1, _logprobs(logits_BV, self.tokens_B)[None])
         if self.seen_BV is not None:
             self.seen_BV.scatter_(1, self.tokens_B[:, None], True)
         self.step_1 += 1
@@ -180,6 +184,9 @@ class Batch:
 
     def _advance(self, steps: int, used: int) -> None:
         self._prepare(steps)
+        if self.speculation is not None:
+            self._speculate(self.speculation, steps)
+            return
         if self.may_record and self.graph is None:
             self._record()
         for index in range(steps):
@@ -187,6 +194,22 @@ class Batch:
                 self.graph.replay()
             else:
                 self._step(used + index)
+
+    def _speculate(self, speculation: Speculation, steps: int) -> None:
+        """The same steps for one row, some at a time."""
+        done = 0
+        while done < steps:
+            uniforms_N = self.uniforms_NB[done:steps, 0]
+            ids, logits_NV = speculation(int(self.tokens_B), self.cache, uniforms_N, self.seen_BV)
+            end = done + len(ids)
+            ids_N = self.ids_NB[done:end, 0] = self._tensor(ids)
+            if self.logprobs_NB is not None:
+                self.logprobs_NB[done:end, 0] = _logprobs(logits_NV, ids_N)
+            if self.seen_BV is not None:
+                self.seen_BV[0, ids_N] = True
+            self.tokens_B[0] = ids[-1]
+            self.cache.lengths += len(ids)
+            done = end
 
     def _record(self) -> None:
         """Record a step as a CUDA graph; it attends to all slots, since its shapes stay as they are recorded."""
@@ -217,3 +240,7 @@ class Batch:
 
     def _tensor(self, values: Sequence[int] | Sequence[list[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)
+
+
+def _logprobs(logits_BV: Tensor, ids_B: Tensor) -> Tensor:
+    return logits_BV.float().log_softmax(-1).gather(-1, ids_B[:, None])[:, 0]

@@ -4,7 +4,8 @@ Shape letters: L layers, B batch, D d_model, F width of the feed-forward, H head
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,13 @@ from torch import Tensor, nn
 
 from lm.model import KVCache, RMSNorm, RotaryPositionEmbedding, TransformerLM
 from lm.model.kernels import has_triton
+
+if TYPE_CHECKING:
+    from lm.generation import native
+
+# Bytes of weights from which on a rounded copy guesses tokens; fewer stay in a processor's cache, where reading them
+# costs no more than the arithmetic does.
+LARGE = 32 * 2**20
 
 
 class Decoder:
@@ -64,6 +72,14 @@ class Decoder:
                     weight.data = rows
         return packed
 
+    @cached_property
+    def rounded(self) -> "native.Step | None":
+        """The compiled step with the weights in int8, where that is much faster: for large models on a CPU."""
+        packed = (self.qkv_LPD, self.output_LDD, self.opening_LFD, self.w2_LDF, self.head_VD)
+        if self.native is None or sum(matrix.nbytes for matrix in packed) < LARGE:
+            return None
+        return type(self.native)(self, is_rounded=True)
+
     @torch.inference_mode()
     def step(self, tokens_B: Tensor, cache: KVCache, used: int) -> Tensor:
         """Read one token a row into slot `cache.lengths[row]`.
@@ -77,7 +93,7 @@ class Decoder:
             (B, V) logits of the tokens after these; on a CPU valid until the next step.
         """
         if self.native is not None and len(tokens_B) == 1:
-            return self.native(int(tokens_B), int(cache.lengths), cache)
+            return self.native(tokens_B.tolist(), int(cache.lengths), cache)
         if self.kernels is not None:
             return self.kernels(tokens_B, cache)
         positions_B = cache.lengths
