@@ -17,7 +17,7 @@ from lm.model import KVCache
 if TYPE_CHECKING:
     from lm.generation.native import Step
 
-GUESS_COST = 0.35  # of a guess, where a pass costs 1: a quarter of the bytes, and arithmetic
+GUESS_COST = 0.4  # of a guess and its place in the pass that decides, where a pass of one token costs 1
 FORGETTING = 1 / 8  # of what earlier guesses were worth, with each new one
 HOPE = 1 / 512  # a step, where guesses are not worth it: some time they are tried again
 TRUST = 0.8  # in the first guesses

@@ -58,17 +58,19 @@ def _dots(rows: int) -> Callable[..., Any]:
 
 def _sums(builder: Any, rows: list[Any], vectors: list[Any], columns: Any) -> list[list[Any]]:
     """Code for the dot products of rows (of any type) and vectors (float32) that begin at these pointers."""
-    whole = builder.and_(columns, _INDEX(-LANES))
     zeros = ir.Constant(_FLOATS, [0.0] * LANES)
-    lanes = [[cgutils.alloca_once_value(builder, zeros) for _ in rows] for _ in vectors]
+    lanes = [[cgutils.alloca_once(builder, _FLOATS) for _ in rows] for _ in vectors]
     sums = [[cgutils.alloca_once(builder, _FLOAT) for _ in rows] for _ in vectors]
     for lanes_R in lanes:
         for pointer in lanes_R:
             builder.store(zeros, pointer)
-    _accumulate(builder, rows, vectors, _INDEX(0), whole, LANES, lanes)
+    line = LANES if isinstance(rows[0].type.pointee, ir.FloatType) else 4 * LANES
+    lines, whole = (builder.and_(columns, _INDEX(-step)) for step in (line, LANES))
+    _accumulate(builder, rows, vectors, _INDEX(0), lines, line, lanes)
+    _accumulate(builder, rows, vectors, lines, whole, LANES, lanes)
     for lanes_R, sums_R in zip(lanes, sums, strict=True):
-        for pointer, target in zip(lanes_R, sums_R, strict=True):
-            builder.store(_add_lanes(builder, builder.load(pointer)), target)
+        for value, pointer in zip(_add_lanes(builder, [builder.load(p) for p in lanes_R]), sums_R, strict=True):
+            builder.store(value, pointer)
     _accumulate(builder, rows, vectors, whole, columns, 1, sums)
     return [[builder.load(pointer) for pointer in sums_R] for sums_R in sums]
 
@@ -76,23 +78,26 @@ def _sums(builder: Any, rows: list[Any], vectors: list[Any], columns: Any) -> li
 def _accumulate(builder: Any, rows: Any, vectors: Any, start: Any, stop: Any, step: int, totals: Any) -> None:
     """Code that adds the products of the columns from `start` to `stop`, `step` at a time, to what is at `totals`."""
     with cgutils.for_range_slice(builder, start, stop, _INDEX(step), _INDEX) as (column, _):
-        xs = [_load(builder, vector, column, step) for vector in vectors]
-        for r, row in enumerate(rows):
-            if step > 1:
+        if step > 1:
+            for row in rows:
                 _prefetch(builder, builder.gep(row, [column]))
-            weight = _load(builder, row, column, step)
-            for x, totals_R in zip(xs, totals, strict=True):
-                product = builder.fmul(weight, x, flags=("contract",))
-                total = builder.fadd(builder.load(totals_R[r]), product, flags=("contract",))
-                builder.store(total, totals_R[r])
+        for part in range(0, step, LANES):
+            at = builder.add(column, _INDEX(part))
+            xs = [_load(builder, vector, at, step) for vector in vectors]
+            for r, row in enumerate(rows):
+                weight = _load(builder, row, at, step)
+                for x, totals_R in zip(xs, totals, strict=True):
+                    product = builder.fmul(weight, x, flags=("contract",))
+                    total = builder.fadd(builder.load(totals_R[r]), product, flags=("contract",))
+                    builder.store(total, totals_R[r])
 
 
 def _load(builder: Any, pointer: Any, column: Any, count: int) -> Any:
-    """One element as float32, or some as a vector."""
+    """As float32: one element, or a vector of LANES."""
     element = pointer.type.pointee
     at = builder.gep(pointer, [column])
     if count > 1:
-        at = builder.bitcast(at, ir.VectorType(element, count).as_pointer())
+        at = builder.bitcast(at, ir.VectorType(element, LANES).as_pointer())
     value = builder.load(at, align=1)
     if isinstance(element, ir.IntType):
         value = builder.sitofp(value, _FLOAT if count == 1 else _FLOATS)
@@ -108,15 +113,25 @@ def _prefetch(builder: Any, pointer: Any) -> None:
     builder.call(prefetch, [ahead, _INT(0), _INT(2), _INT(1)])
 
 
-def _add_lanes(builder: Any, lanes: Any) -> Any:
-    half = LANES
-    while half > 1:
-        half //= 2
-        low, high = ([_INT(start + i) for i in range(half)] for start in (0, half))
-        vector = ir.VectorType(_INT, half)
-        parts = (builder.shuffle_vector(lanes, lanes, ir.Constant(vector, part)) for part in (low, high))
-        lanes = builder.fadd(*parts)
-    return builder.extract_element(lanes, _INT(0))
+def _add_lanes(builder: Any, vectors: list[Any]) -> list[Any]:
+    """Code for the sum of each vector's lanes: halves are added, of two vectors at once where there are two."""
+    count, width = len(vectors), LANES
+    while width > 1:
+        pairs = [vectors[i : i + 2] for i in range(0, len(vectors), 2)]
+        vectors = [_add_halves(builder, pair, width) for pair in pairs]
+        width //= 2
+    return [builder.extract_element(vectors[0], _INT(i)) for i in range(count)]
+
+
+def _add_halves(builder: Any, vectors: list[Any], width: int) -> Any:
+    """Code for one vector: of each `width` lanes of one or two vectors, the first half plus the second."""
+    starts = range(0, len(vectors) * vectors[0].type.count, width)
+    first = [start + i for start in starts for i in range(width // 2)]
+    halves = []
+    for lanes in (first, [lane + width // 2 for lane in first]):
+        order = ir.Constant(ir.VectorType(_INT, len(lanes)), [_INT(lane) for lane in lanes])
+        halves.append(builder.shuffle_vector(vectors[0], vectors[-1], order))
+    return builder.fadd(*halves)
 
 
 _four_rows, _one_row = _dots(4), _dots(1)
