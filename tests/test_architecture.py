@@ -1,6 +1,7 @@
 """Who may import whom: the architecture, checked over the syntax tree."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,10 @@ def test_tokenizers_is_data_only() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_readable(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 330
+
+
+def test_no_two_operators_have_one_name() -> None:
+    """torch.library lets a later one take an earlier one's name, which then no longer runs."""
+    names = [name for path in FILES for name in re.findall(r'custom_op\("([^"]+)"', path.read_text(encoding="utf-8"))]
+    assert len(names) >= 6
+    assert len(names) == len(set(names))

@@ -176,14 +176,14 @@ def _run(kernel: Any, *tensors: Tensor) -> None:
     kernel(*(tensor.detach().flatten(0, 1).numpy() for tensor in tensors))
 
 
-@torch.library.custom_op("lm::causal_attention", mutates_args=())
+@torch.library.custom_op("lm::causal_attention_on_cpu", mutates_args=())
 def _causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
     out_BHTK, logs_BHT = torch.empty_like(q_BHTK), q_BHTK.new_empty(q_BHTK.shape[:-1])
     _run(_attend, q_BHTK, k_BHTK, v_BHTK, out_BHTK, logs_BHT)
     return out_BHTK, logs_BHT
 
 
-@torch.library.custom_op("lm::causal_attention_backward", mutates_args=())
+@torch.library.custom_op("lm::causal_attention_on_cpu_backward", mutates_args=())
 def _causal_attention_backward(
     q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, out_BHTK: Tensor, logs_BHT: Tensor, dout_BHTK: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
