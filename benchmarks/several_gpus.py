@@ -11,12 +11,11 @@ import warnings
 from dataclasses import replace
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 
 from benchmarks.machine import median
 from benchmarks.train_step import Case, fit
 from lm.accounting import PRESETS, count_parameters
-from lm.training.fsdp import FullySharded
+from lm.training.fsdp import STRATEGIES
 
 
 def main(options: argparse.Namespace) -> None:
@@ -31,9 +30,9 @@ def main(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    strategies = {"auto": "auto", "ddp": DDPStrategy(gradient_as_bucket_view=True), "fsdp": FullySharded()}
+    strategy = STRATEGIES[options.strategy]() if options.strategy in STRATEGIES else options.strategy
     case = Case(options.shape, net, options.batch_size * devices, torch.device("cuda"), options.blocks, options.steps)
-    seconds = median(fit(case, strategies[options.strategy], rank, devices, options.checkpointing))
+    seconds = median(fit(case, strategy, rank, devices, options.checkpointing))
     if rank == 0:
         rate = case.batch_size * net.context_length / seconds
         peak, capacity = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.mem_get_info()[1] / 1e9
@@ -53,7 +52,7 @@ if __name__ == "__main__":
     parser.add_argument("--num_layers", type=int, help="instead of the shape's")
     parser.add_argument("--context_length", type=int, help="instead of the shape's")
     parser.add_argument("--batch_size", type=int, default=128, help="sequences a GPU")
-    parser.add_argument("--strategy", choices=["auto", "ddp", "fsdp"], default="auto")
+    parser.add_argument("--strategy", choices=["auto", *STRATEGIES], default="auto")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--blocks", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20, help="steps of a block")

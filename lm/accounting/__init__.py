@@ -8,6 +8,7 @@ from lm.accounting.devices import Precision as Precision
 from lm.accounting.devices import devices as devices
 from lm.accounting.devices import host_links as host_links
 from lm.accounting.devices import peak_flops as peak_flops
+from lm.accounting.fast import covers as covers
 from lm.accounting.fast import fast_moments as fast_moments
 from lm.accounting.fast import largest_fast_batch as largest_fast_batch
 from lm.accounting.flops import Flops as Flops

@@ -7,13 +7,18 @@ bfloat16, and so are the packed copies of the matrices. benchmarks/memory.py mea
 Letters: T time, D d_model, F d_ff, H heads, V vocabulary.
 """
 
-from lm.accounting.memory import CUBLAS_WORKSPACES, ID, WIDE, Algorithm, optimizer_state
+from lm.accounting.memory import CUBLAS_WORKSPACES, ID, WIDE, Algorithm, TrainingPrecision, optimizer_state
 from lm.accounting.parameters import count_parameters
 from lm.model.config import ModelConfig
 
 NARROW = 2  # bytes of a bfloat16
 LOGITS_PART = 2 * 2**30  # bytes of logits at a time; lm.model.loss.GPU_PART
 KERNEL_TIME, KERNEL_WIDTHS = 512, (16, 32, 64, 128)  # what our attention kernel takes; lm.model.fast.takes_kernel
+
+
+def covers(config: ModelConfig, precision: TrainingPrecision) -> bool:
+    """Whether this account knows such a training, where it is compiled."""
+    return precision == "bf16-mixed" and config.attention == "fused"
 
 
 def fast_moments(
@@ -28,7 +33,7 @@ def fast_moments(
     Raises:
         ValueError: attention is manual, whose compiled form was not looked at.
     """
-    if config.attention != "fused":
+    if not covers(config, "bf16-mixed"):
         raise ValueError(f"attention is {config.attention}; the account of compiled steps knows fused only")
     counted = count_parameters(config)
     tokens, width, head = batch_size * sequence_length, config.d_model, config.vocab_size * config.d_model

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any, get_args
 
 from lm.accounting.devices import Precision, devices, training_peak
-from lm.accounting.fast import fast_moments, largest_fast_batch
+from lm.accounting.fast import covers, fast_moments, largest_fast_batch
 from lm.accounting.flops import forward_flops, norm_flops, optimizer_step, recomputed_flops, training_flops_per_token
 from lm.accounting.memory import WIDE, Line, largest_batch, moments, optimizer_state, saved_activations
 from lm.accounting.parameters import count_block_parameters, count_parameters
@@ -102,7 +102,7 @@ def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[
 def _compiled(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[str, Any] | None:
     """What `fit` needs where it compiles the model; None where that is not known."""
     net = workload.net
-    if workload.precision != "bf16-mixed" or net.attention != "fused":
+    if not covers(net, workload.precision):
         return None
     shape = (net, net.context_length)
     at_moments = fast_moments(*shape, workload.batch_size, checkpointing, workload.algorithm)

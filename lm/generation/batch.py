@@ -17,8 +17,7 @@ from lm.model import KVCache, TransformerLM
 log = logging.getLogger("lm")
 
 # Steps between two looks of the host at what was drawn: few enough to show text as it comes.
-BURSTS = {"cuda": 32, "speculation": 32}
-BURST = 8
+LONG_BURST, BURST = 32, 8
 
 
 class Batch:
@@ -65,7 +64,7 @@ class Batch:
         native = None if self.decoder is None else self.decoder.native
         if self.decoder is not None and native and batch_size == 1 and (rounded := self.decoder.rounded):
             self.speculation = Speculation(native, rounded, sampling, vocab_size)
-        self.burst = BURSTS.get("speculation" if self.speculation else device.type, BURST)
+        self.burst = LONG_BURST if self.speculation or device.type == "cuda" else BURST
         self.ids_NB = torch.zeros(self.burst, batch_size, device=device, dtype=torch.long)
         self.logprobs_NB = torch.zeros(self.burst, batch_size, device=device) if logprobs else None
         wide = torch.float32 if device.type == "mps" else torch.float64

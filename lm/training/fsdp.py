@@ -6,7 +6,7 @@ gradients are averaged and scattered to the rows' owners.
 
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -130,3 +130,10 @@ class FullySharded(ModelParallelStrategy):
         stride = torch.empty(leaf.shape, device="meta").stride()
         placement = [Shard(0)]
         return DTensor.from_local(local, self.processes, placement, run_check=False, shape=leaf.shape, stride=stride)
+
+
+# By the name on the command line: Lightning's ddp without a second copy of the gradients, and ours for its older FSDP.
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),
+    "fsdp": FullySharded,
+}

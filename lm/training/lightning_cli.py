@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -22,7 +21,7 @@ from lm.data.datamodule import TokenDataModule
 from lm.terminal import say
 from lm.training.allowed import require_allowed
 from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples, StartingWeights
-from lm.training.fsdp import FullySharded
+from lm.training.fsdp import STRATEGIES
 from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
@@ -208,11 +207,11 @@ class LMCommandLine(LightningCLI):
         config_init = self.config_init[str(self.subcommand)]["trainer"]
         if config_init.get("logger") in (None, True):
             kwargs["logger"] = _logger(config["run_folder"], config["ckpt_path"]) if self.subcommand == "fit" else False
-        if config_init.get("strategy") == "ddp":
-            kwargs["strategy"] = DDPStrategy(gradient_as_bucket_view=True)  # no second copy of the gradients
-        elif config_init.get("strategy") == "fsdp":
-            # Lightning's own is the older FSDP; tensors of inference mode cannot be gathered in place later.
-            kwargs |= {"strategy": FullySharded(), "inference_mode": False}
+        strategy = str(config_init.get("strategy"))
+        if strategy in STRATEGIES:
+            kwargs["strategy"] = STRATEGIES[strategy]()
+        if strategy == "fsdp":
+            kwargs["inference_mode"] = False  # its tensors cannot be gathered in place later
         kwargs["plugins"] = [*(config_init.get("plugins") or []), CheckpointFiles()]
         kwargs["callbacks"] = [*(config_init.get("callbacks") or []), *callbacks]
         try:

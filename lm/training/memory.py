@@ -3,7 +3,7 @@
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lm.accounting import TrainingPrecision, largest_batch, largest_fast_batch, moments
+from lm.accounting import TrainingPrecision, covers, largest_batch, largest_fast_batch, moments
 from lm.model import ModelConfig
 from lm.training.metrics import language_model
 
@@ -58,7 +58,7 @@ def what_fits(
         checkpointing: whether blocks are computed again in the backward pass.
         is_compiled: whether torch.compile compiles the blocks.
     """
-    if is_compiled and precision == "bf16-mixed" and config.attention == "fused":
+    if is_compiled and covers(config, precision):
         fits = largest_fast_batch(config, context_length, free, checkpointing)
     else:
         fits = largest_batch(moments(config, context_length, precision, checkpointing), free)

@@ -47,6 +47,16 @@ def _rotate(x, cos_ptr, sin_ptr, rows, time, direction, ROWS: tl.constexpr, K: t
 
 
 @triton.jit
+def _rotated(
+    start, stride, rows, time, cos_ptr, sin_ptr, factor, ROWS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr
+):
+    """Rows of a matrix, each rotated and multiplied, in the matrix's type."""
+    x = _load(start, stride, rows, time, K).to(tl.float32)
+    x = _rotate(x, cos_ptr, sin_ptr, rows, time, 1, ROWS, K, ROPE) * factor
+    return x.to(start.dtype.element_ty)
+
+
+@triton.jit
 def _offsets(time, heads, K: tl.constexpr):
     """Where this program's head lies: in tensors (B, T, H, K), in those of three such heads, and in (B, H, T)."""
     row = (tl.program_id(1) // heads).to(tl.int64)
@@ -65,16 +75,13 @@ def _forward(
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     queries = first + tl.arange(0, BLOCK)
-    q_QK = _load(qkv, 3 * width, queries, time, K)
-    q_QK = _rotate(q_QK.to(tl.float32), cos_ptr, sin_ptr, queries, time, 1, BLOCK, K, ROPE) * (scale * LOG2_E)
-    q_QK = q_QK.to(qkv_ptr.dtype.element_ty)
+    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, BLOCK, K, ROPE)
     highest_Q = tl.full((BLOCK,), -float("inf"), tl.float32)
     sum_Q = tl.zeros((BLOCK,), tl.float32)
     out_QK = tl.zeros((BLOCK, K), tl.float32)
     for start in range(0, first + BLOCK, BLOCK):
         keys = start + tl.arange(0, BLOCK)
-        k_SK = _load(qkv + width, 3 * width, keys, time, K)
-        k_SK = _rotate(k_SK.to(tl.float32), cos_ptr, sin_ptr, keys, time, 1, BLOCK, K, ROPE).to(q_QK.dtype)
+        k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, BLOCK, K, ROPE)
         v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K)
         scores_QS = tl.dot(q_QK, k_SK.T)
         scores_QS = tl.where(queries[:, None] >= keys[None, :], scores_QS, -float("inf"))
@@ -100,9 +107,7 @@ def _backward_queries(
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     queries = first + tl.arange(0, BLOCK)
-    q_QK = _load(qkv, 3 * width, queries, time, K)
-    q_QK = _rotate(q_QK.to(tl.float32), cos_ptr, sin_ptr, queries, time, 1, BLOCK, K, ROPE) * (scale * LOG2_E)
-    q_QK = q_QK.to(qkv_ptr.dtype.element_ty)
+    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, BLOCK, K, ROPE)
     gradient_QK = _load(gradient_ptr + single, width, queries, time, K)
     out_QK = _load(out_ptr + single, width, queries, time, K)
     dots_Q = tl.sum(out_QK.to(tl.float32) * gradient_QK.to(tl.float32), 1)
@@ -111,8 +116,7 @@ def _backward_queries(
     q_gradient_QK = tl.zeros((BLOCK, K), tl.float32)
     for start in range(0, first + BLOCK, BLOCK):
         keys = start + tl.arange(0, BLOCK)
-        k_SK = _load(qkv + width, 3 * width, keys, time, K)
-        k_SK = _rotate(k_SK.to(tl.float32), cos_ptr, sin_ptr, keys, time, 1, BLOCK, K, ROPE).to(q_QK.dtype)
+        k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, BLOCK, K, ROPE)
         v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K)
         weights_QS = tl.exp2(tl.dot(q_QK, k_SK.T) - log_sums_Q[:, None])
         weights_QS = tl.where(queries[:, None] >= keys[None, :], weights_QS, 0.0)
@@ -134,15 +138,12 @@ def _backward_keys(
     first = tl.program_id(0) * BLOCK
     keys = first + tl.arange(0, BLOCK)
     v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K)
-    k_SK = _load(qkv + width, 3 * width, keys, time, K)
-    k_SK = _rotate(k_SK.to(tl.float32), cos_ptr, sin_ptr, keys, time, 1, BLOCK, K, ROPE).to(v_SK.dtype)
+    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, BLOCK, K, ROPE)
     k_gradient_SK = tl.zeros((BLOCK, K), tl.float32)
     v_gradient_SK = tl.zeros((BLOCK, K), tl.float32)
     for start in range(first, time, BLOCK):
         queries = start + tl.arange(0, BLOCK)
-        q_QK = _load(qkv, 3 * width, queries, time, K)
-        q_QK = _rotate(q_QK.to(tl.float32), cos_ptr, sin_ptr, queries, time, 1, BLOCK, K, ROPE) * (scale * LOG2_E)
-        q_QK = q_QK.to(v_SK.dtype)
+        q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, BLOCK, K, ROPE)
         gradient_QK = _load(gradient_ptr + single, width, queries, time, K)
         log_sums_Q = tl.load(log_sums_ptr + rows + queries, mask=queries < time, other=0.0)
         dots_Q = tl.load(dots_ptr + rows + queries, mask=queries < time, other=0.0)
