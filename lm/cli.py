@@ -6,6 +6,7 @@ functions of lm.commands, whose signatures and docstrings jsonargparse turns int
 
 import argparse
 import errno
+import gc
 import importlib
 import logging
 import os
@@ -15,6 +16,7 @@ import threading
 import traceback
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 from lm.terminal import PrintableFormatter, printable
@@ -198,7 +200,7 @@ def run_tool(command: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     module, name = FUNCTIONS[command].split(".")
-    function = getattr(importlib.import_module(f"lm.commands.{module}"), name)
+    function = getattr(_import(f"lm.commands.{module}"), name)
     parser = ArgumentParser(prog=f"python -m lm {command}", description=COMMANDS[command], exit_on_error=False)
     switches = SWITCHES.get(command, {})
     added: set[str | int] = set(switches)
@@ -227,6 +229,16 @@ def _terminate(number: int, frame: object) -> NoReturn:
 
 def run_lightning(command: str, arguments: list[str]) -> int:
     """`fit` or `validate`, through LightningCLI."""
-    from lm.training.lightning_cli import run
+    return _import("lm.training.lightning_cli").run(command, arguments, COMMANDS[command])
 
-    return run(command, arguments, COMMANDS[command])
+
+def _import(name: str) -> ModuleType:
+    """The module. What an import makes stays to the end, and is not searched for garbage: neither now nor at exit."""
+    if name in sys.modules:
+        return sys.modules[name]
+    gc.disable()
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.freeze()
+        gc.enable()
