@@ -16,8 +16,53 @@ class SaveError(OSError):
     """A checkpoint could not be written."""
 
 
+class Packed:
+    """A checkpoint as the bytes of its file: torch's zip format, whose comment is the sha256 of all bytes before it.
+
+    The memory that it takes up is used again by the next `pack`.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = io.BytesIO()
+        self._comment: bytes | None = None
+
+    def pack(self, checkpoint: dict[str, Any]) -> None:
+        """Take the place of what was packed before."""
+        self._comment = None
+        self._bytes.seek(0)
+        torch.save(checkpoint, self._bytes)
+        self._bytes.truncate()
+        self._bytes.seek(-2, io.SEEK_END)
+        self._bytes.write(_COMMENT.to_bytes(2, "little"))  # a zip without a comment ends with its length, 0
+
+    def write(self, path: Path, part_of: Path | None = None) -> None:
+        """Write the file; arguments and errors as in `write_checkpoint`."""
+        content = self._bytes.getbuffer()
+        self._comment = self._comment or _MARK + hashlib.sha256(content).hexdigest().encode()
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.write(self._comment)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            _remove(temporary)
+            saved = part_of or path
+            kept = "the one before it is whole" if saved.exists() else "there is none before it"
+            then = "go on with --resume" if any(saved.parent.glob("*.ckpt")) else "start again"
+            raise SaveError(
+                f"cannot save the checkpoint {saved} ({error.strerror or error}); {kept}; make room for "
+                f"{len(content) / 1e6:,.1f} MB in a folder that can be written, then {then}"
+            ) from None
+        finally:
+            content.release()
+
+
 def write_checkpoint(checkpoint: dict[str, Any], path: Path, part_of: Path | None = None) -> None:
-    """Write tensors and primitives in torch's zip format; the zip's comment is the sha256 of all bytes before it.
+    """Write tensors and primitives as `Packed` does.
 
     The bytes gather under a temporary name, reach the disk, and only then take the name: whatever was there before
     stays whole until the new file is.
@@ -30,29 +75,9 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path, part_of: Path | Non
     Raises:
         SaveError: the disk is full, the folder cannot be written, and the like.
     """
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    content = buffer.getbuffer()
-    content[-2:] = _COMMENT.to_bytes(2, "little")  # a zip without a comment ends with its length, 0
-    comment = _MARK + hashlib.sha256(content).hexdigest().encode()
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.write(comment)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        saved = part_of or path
-        kept = "the one before it is whole" if saved.exists() else "there is none before it"
-        then = "go on with --resume" if any(saved.parent.glob("*.ckpt")) else "start again"
-        raise SaveError(
-            f"cannot save the checkpoint {saved} ({error.strerror or error}); {kept}; make room for "
-            f"{len(content) / 1e6:,.1f} MB in a folder that can be written, then {then}"
-        ) from None
+    packed = Packed()
+    packed.pack(checkpoint)
+    packed.write(path, part_of)
 
 
 def check_digest(path: Path) -> None:

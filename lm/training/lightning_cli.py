@@ -188,7 +188,7 @@ class LMCommandLine(LightningCLI):
         for name in ("eval_every", "checkpoint_every"):
             if config[name] < 1:
                 raise ValueError(f"{name} is {config[name]}, it must be at least 1 optimizer step")
-        metrics = Metrics(every=config["trainer"]["log_every_n_steps"])
+        metrics, files = Metrics(every=config["trainer"]["log_every_n_steps"]), CheckpointFiles()
         callbacks: list[Callback] = [metrics]
         if config["trainer"]["enable_progress_bar"] is not False:
             callbacks.append(StepProgress(metrics))
@@ -199,7 +199,7 @@ class LMCommandLine(LightningCLI):
                 LastStep(),
                 self.samples,
                 RunRecord(metrics),
-                *_checkpoints(config["checkpoint_every"]),
+                *_checkpoints(config["checkpoint_every"], files),
             ]
             if config["weights"] and not config["ckpt_path"]:
                 callbacks.append(StartingWeights(config["weights"]))
@@ -212,7 +212,7 @@ class LMCommandLine(LightningCLI):
             kwargs["strategy"] = STRATEGIES[strategy]()
         if strategy == "fsdp":
             kwargs["inference_mode"] = False  # its tensors cannot be gathered in place later
-        kwargs["plugins"] = [*(config_init.get("plugins") or []), CheckpointFiles()]
+        kwargs["plugins"] = [*(config_init.get("plugins") or []), files]
         kwargs["callbacks"] = [*(config_init.get("callbacks") or []), *callbacks]
         try:
             return super().instantiate_trainer(**kwargs)
@@ -275,7 +275,7 @@ def _logger(folder: Path | None, checkpoint: str | Path | None) -> TensorBoardLo
     return TensorBoardLogger(folder.parent, name="", version=folder.name)
 
 
-def _checkpoints(every: int) -> list[Callback]:
+def _checkpoints(every: int, files: CheckpointFiles) -> list[Callback]:
     """best.ckpt by validation loss, and last.ckpt every so many steps and when training is cut off."""
     best = ModelCheckpoint(
         filename="best",
@@ -283,4 +283,4 @@ def _checkpoints(every: int) -> list[Callback]:
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    return [best, LastCheckpoint(every)]
+    return [best, LastCheckpoint(every, files)]

@@ -1,21 +1,25 @@
-"""last.ckpt, and the end of training by a signal: both between two optimizer steps, where a resume is exact."""
+"""Checkpoints and the end of training by a signal: both between two optimizer steps, where a resume is exact."""
 
+import io
 import logging
 import os
 import signal
 import subprocess
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
-from lm.training.files import write_checkpoint
+from lm.training.files import Packed, SaveError
 from lm.training.metrics import require_finite
-from lm.training.shards import put_together, read, remove_others
+from lm.training.shards import cut, put_together, read, remove_others
 
 log = logging.getLogger("lm")
 
@@ -23,13 +27,47 @@ SIGNALED = 128  # a shell's exit code for a process that a signal ended is this 
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """How Lightning writes and reads checkpoints: through `write_checkpoint`, and from shards too."""
+    """How Lightning writes and reads checkpoints: whole files with a digest, and from shards too.
+
+    A save packs the checkpoint into memory and returns; a thread writes it to the disk, one file after the other. The
+    same checkpoint under a second name is not packed again. What could not be written is said by `check`.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[None] | None = None
+        self._packed = Packed()
+        self._contents = b""  # of what is packed
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
     ) -> None:
-        write_checkpoint(checkpoint, Path(path))
-        remove_others(Path(path))
+        contents = _contents(checkpoint)
+        if contents != self._contents:
+            self.check(wait=True)
+            self._contents = b""
+            self._packed.pack(checkpoint)
+            self._contents = contents
+        self._writing = self._thread.submit(self._write, Path(path), self._writing)
+
+    def _write(self, path: Path, before: "Future[None] | None") -> None:
+        if before is not None:
+            before.result()
+        self._packed.write(path)
+        remove_others(path)
+
+    def check(self, wait: bool = False) -> None:
+        """Raises SaveError where a checkpoint could not be written; waits for what is not yet on the disk by choice."""
+        if self._writing is not None and (wait or self._writing.done()):
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def teardown(self) -> None:
+        """Wait for the thread. What fails now is only said, as another error ends training already."""
+        try:
+            self.check(wait=True)
+        except SaveError as error:
+            log.warning("%s", error)
 
     def load_checkpoint(
         self,
@@ -38,6 +76,15 @@ class CheckpointFiles(TorchCheckpointIO):
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
         return put_together(read(Path(path)))
+
+
+def _contents(checkpoint: dict[str, Any]) -> bytes:
+    """Equal for checkpoints of the same contents: their primitives, and where and in which version tensors lie."""
+    rest, tensors = cut(checkpoint, lambda leaf: isinstance(leaf, Tensor))
+    contents = io.BytesIO()
+    places = [(tensor.data_ptr(), tensor.is_inference() or tensor._version) for tensor in tensors]
+    torch.save((rest, places), contents)
+    return contents.getvalue()
 
 
 class Stopped(SystemExit):
@@ -56,10 +103,12 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every: optimizer steps between checkpoints.
+        files: what writes them.
     """
 
-    def __init__(self, every: int) -> None:
+    def __init__(self, every: int, files: CheckpointFiles) -> None:
         self.every = every
+        self.files = files
         self._path: Path | None = None
         self._saved_step = -1
         self._signal: int | None = None
@@ -93,14 +142,18 @@ class LastCheckpoint(Checkpoint):
         self._restore_handlers()
         if self._saved_step != trainer.global_step:
             self._save(trainer)
+        self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
 
     def _end_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
+        self.files.check()
         if self._stopping or step % self.every == 0 or step == trainer.max_steps:
             self._save(trainer)
+        if self._stopping or step == trainer.max_steps:
+            self._finish(trainer)
         if self._stopping and step < trainer.max_steps:
             number = self._signal or signal.SIGTERM  # another process received it
             if trainer.is_global_zero:
@@ -116,6 +169,11 @@ class LastCheckpoint(Checkpoint):
             require_finite(trainer)
             trainer.save_checkpoint(self._path)
             self._saved_step = trainer.global_step
+
+    def _finish(self, trainer: Trainer) -> None:
+        """Wait, in all processes, until the disk has what was saved."""
+        self.files.check(wait=True)
+        trainer.strategy.barrier("checkpoints written")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._signal == number == signal.SIGINT:

@@ -52,8 +52,9 @@ def saved_step(folder: Path) -> int:
 @pytest.fixture
 def saving(trainer: Any) -> Callable[..., Trainer]:
     """Makes a Trainer with a last.ckpt every second step."""
+    files = CheckpointFiles()
     return lambda *callbacks, **options: trainer(
-        *callbacks, LastCheckpoint(2), plugins=[CheckpointFiles()], saves=True, max_steps=8, **options
+        *callbacks, LastCheckpoint(2, files), plugins=[files], saves=True, max_steps=8, **options
     )
 
 
