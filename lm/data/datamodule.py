@@ -1,6 +1,7 @@
 """The LightningDataModule: prepares the data once and serves memory-mapped batches."""
 
 import logging
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -83,15 +84,16 @@ class TokenDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download, train the tokenizer and encode whatever is missing (one process a machine)."""
-        files = TokenFiles(prepare(**self._preparation).tokens)
-        files.check_ids(self.vocab_size)
-        if line := files.meta.overlap:
+        self.setup("fit")
+        self.files.check_ids(self.vocab_size)
+        if line := self.files.meta.overlap:
             log.warning(line)
 
     def setup(self, stage: str) -> None:
-        """Open the token files; checks that they fit the model's vocabulary and context."""
-        self.prepared = prepare(**self._preparation)
-        self._files = TokenFiles(self.prepared.tokens)
+        """Open the token files, once."""
+        if self._files is None:
+            self.prepared = prepare(**self._preparation)
+            self._files = TokenFiles(self.prepared.tokens)
 
     @property
     def files(self) -> TokenFiles:
@@ -102,7 +104,8 @@ class TokenDataModule(LightningDataModule):
     def valid_meta(self) -> SplitMeta:
         return self.files.meta.valid
 
-    def load_tokenizer(self) -> Tokenizer:
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
         assert self.prepared is not None, "setup() comes first"
         return Tokenizer.from_folder(self.prepared.tokenizer)
 

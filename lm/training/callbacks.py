@@ -66,12 +66,11 @@ class Samples(Callback):
             return
         if module.is_sharded:
             return
-        tokenizer = data.load_tokenizer()
         on_cuda = trainer.strategy.root_device.type == "cuda"  # elsewhere bfloat16 decodes slower than float32
         with torch.autocast("cuda", torch.bfloat16, enabled=on_cuda and "bf16" in str(trainer.precision)):
             self.latest = generate_text(
                 module.net,
-                tokenizer,
+                data.tokenizer,
                 [END_OF_TEXT],
                 max_new_tokens=self.max_new_tokens,
                 sampling=SamplingConfig(temperature=0.8),
@@ -96,7 +95,7 @@ class RunRecord(Callback):
         if not trainer.is_global_zero or log_dir is None or data is None:
             return
         self.folder = Path(log_dir)
-        data.load_tokenizer().save(self.folder / "tokenizer")
+        data.tokenizer.save(self.folder / "tokenizer")
         self.facts = read_facts(self.folder)  # of a run that goes on
         device, now = trainer.strategy.root_device, time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self.facts |= {

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lm.data import TokenDataModule
+from lm.data.prepare import PreparedData, prepare
 from lm.data.sources import StoryCorpus
 
 CORPUS = StoryCorpus(train_bytes=20_000, valid_bytes=4_000)
@@ -34,6 +35,22 @@ def ready(folder: Path, **changes: Any) -> TokenDataModule:
     data.prepare_data()
     data.setup("fit")
     return data
+
+
+def test_text_is_looked_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Path] = []
+
+    def counted(**options: Any) -> PreparedData:
+        calls.append(options["data_dir"])
+        return prepare(**options)
+
+    monkeypatch.setattr("lm.data.datamodule.prepare", counted)
+    data = ready(folder)
+    assert calls == [folder / "data"]
+    assert data.tokenizer is data.tokenizer
+    other = module(folder)  # of a process that does not prepare
+    other.setup("fit")
+    assert other.files.meta == data.files.meta
 
 
 def test_training_batches_are_windows_of_the_text(folder: Path) -> None:
@@ -76,7 +93,7 @@ def test_identity_changes_with_all_that_changes_batches(folder: Path) -> None:
 
 def test_tokenizer_is_the_one_of_the_tokens(folder: Path) -> None:
     data = ready(folder)
-    story = data.load_tokenizer().decode(data.files.valid[:200].tolist())
+    story = data.tokenizer.decode(data.files.valid[:200].tolist())
     assert (folder / "data" / CORPUS.name / "valid.txt").read_text(encoding="utf-8").startswith(story)
     assert data.valid_meta == data.files.meta.valid
 
