@@ -53,11 +53,11 @@ class Row:
     batch_size: int
     precision: TrainingPrecision = "bf16-mixed"
     checkpointing: bool = False
-    compiled: bool = False
+    fast: bool = False
 
 
 def rows(capacity: int) -> list[Row]:
-    """What one GPU of 80 GB or more is asked; what takes longest, compiling, comes last.
+    """What one GPU of 80 GB or more is asked; the largest comes last.
 
     Args:
         capacity: bytes, of which the last row leaves 3 % to the driver and to what the allocator rounds.
@@ -82,9 +82,9 @@ def rows(capacity: int) -> list[Row]:
         Row("tinystories", stories, 512),
         Row("tinystories", stories, 128, "float32"),
         Row("tinystories, tied, dropout", replace(stories, tie_embeddings=True, dropout=0.1), 128),
-        Row("tinystories", stories, 128, compiled=True),
-        Row("gpt2-small", small, 16, compiled=True),
-        Row("gpt2-xl, the most that fit", xl, largest_fast_batch(xl, 1024, capacity * 97 // 100), compiled=True),
+        Row("tinystories", stories, 128, fast=True),
+        Row("gpt2-small", small, 16, fast=True),
+        Row("gpt2-xl, the most that fit", xl, largest_fast_batch(xl, 1024, capacity * 97 // 100), fast=True),
     ]
 
 
@@ -110,8 +110,8 @@ class Training:
             self.inputs = torch.randint(row.net.vocab_size, shape)
             self.targets = torch.randint(row.net.vocab_size, shape)
         self.model.checkpointing = row.checkpointing
-        if row.compiled:
-            self.model.speed_up(self.model.worth_compiling(device))
+        if row.fast:
+            self.model.speed_up()
         self.optimizer = AdamW(parameter_groups(self.model.named_parameters(), 0.1))
 
     def resident(self) -> list[Tensor]:
@@ -144,7 +144,7 @@ def counted_flops(row: Row, device: torch.device) -> tuple[int, int]:
     The backward pass of fused attention computes the scores again, one of the forward pass's two products. Counted is
     one sequence, run eagerly.
     """
-    training = Training(replace(row, batch_size=1, compiled=False), device)
+    training = Training(replace(row, batch_size=1, fast=False), device)
     with FlopCounterMode(display=False) as counter:
         training.step()
     scores = forward_flops(row.net).attention_scores // 2 if row.net.attention == "fused" else 0
@@ -198,7 +198,7 @@ def measure(row: Row, device: torch.device, repetitions: int = 5, rate: float | 
     """One line of the table: predicted and measured bytes, operations and seconds; `rate` is `matrix_rate`."""
     net = row.net
     backend: Backend = "cuda" if device.type == "cuda" else "cpu"
-    if row.compiled:
+    if row.fast:
         predicted = fast_moments(net, net.context_length, row.batch_size, row.checkpointing)
     else:
         lines = moments(net, net.context_length, row.precision, row.checkpointing, backend)
@@ -238,7 +238,8 @@ def measure(row: Row, device: torch.device, repetitions: int = 5, rate: float | 
 def as_line(result: dict[str, Any]) -> str:
     """The row as printed."""
     what = f"{result['name']}, batch {result['batch_size']}, {result['precision']}"
-    what += "".join(f", {switch}" for switch in ("checkpointing", "compiled") if result[switch])
+    names = {"checkpointing": result["checkpointing"], "fast path": result["fast"]}
+    what += "".join(f", {name}" for name, is_on in names.items() if is_on)
     if "error" in result:
         return f"{what:<{WIDTHS[0]}}{result['error']}"
     predicted, measured = result["predicted_bytes"], result["measured_bytes"]

@@ -32,10 +32,10 @@ from benchmarks.machine import median, save
 from lm.accounting import PRESETS, model_flop_utilisation, peak_flops
 from lm.data.sampler import Slice, TrainBatches
 from lm.model import ModelConfig, TransformerLM
-from lm.optim import AdamW, gradient_clipping, parameter_groups
+from lm.optim import AdamW, clipping_factor, parameter_groups
 from lm.training import LanguageModel
 from lm.training.allocator import keep_freed_memory
-from lm.training.graph import RecordedLoss
+from lm.training.graph import RecordedStep
 from lm.training.metrics import Metrics
 from lm.training.progress import StepProgress
 
@@ -63,8 +63,8 @@ def cases(device: torch.device, blocks: int, steps: int) -> list[Case]:
     """The shapes that are measured: what a GPU, or a CPU, is asked."""
     stories = PRESETS["tinystories"].net
     # SwiGLU's three matrices of this width have as many parameters as the two of GPT-2's own feed-forward; and like
-    # nanoGPT's, the vocabulary is padded to a multiple of 64.
-    gpt2 = replace(PRESETS["gpt2-small"].net, vocab_size=50_304, d_ff=2048)
+    # nanoGPT's, the vocabulary is padded to a multiple of 64, and its one matrix serves at both ends.
+    gpt2 = replace(PRESETS["gpt2-small"].net, vocab_size=50_304, d_ff=2048, tie_embeddings=True)
     if device.type == "cpu":
         return [Case("tinystories", stories, 8, device, blocks, steps)]
     return [
@@ -125,41 +125,54 @@ def fit(
     return clock.seconds
 
 
-def bare_loop(case: Case, loss: Loss, update: Callable[[], object], clear: Callable[[], object]) -> list[float]:
-    """Seconds a step of forward pass, backward pass and `update` over one batch of random tokens."""
+def bare_loop(case: Case, passes: Callable[[Tensor, Tensor], object], update: Callable[[], object]) -> list[float]:
+    """Seconds a step of forward and backward pass over one batch of random tokens, and of `update`."""
     generator = torch.Generator().manual_seed(0)
     shape = (case.batch_size, case.net.context_length + 1)
     ids = torch.randint(0, case.net.vocab_size, shape, generator=generator).to(case.device)
     inputs, targets = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     clock = Clock(case)
     while len(clock.seconds) < case.blocks:
-        with torch.autocast(case.device.type, torch.bfloat16):
-            value = loss(inputs, targets)
-        clear()
-        value.backward()
+        passes(inputs, targets)
         update()
         clock.tick()
     return clock.seconds
 
 
+def passes_of(case: Case, loss: Loss, optimizer: torch.optim.Optimizer) -> Callable[[Tensor, Tensor], None]:
+    """Forward and backward pass by autograd, under autocast."""
+
+    def passes(inputs: Tensor, targets: Tensor) -> None:
+        with torch.autocast(case.device.type, torch.bfloat16):
+            value = loss(inputs, targets)
+        optimizer.zero_grad()
+        value.backward()
+
+    return passes
+
+
 def ours(case: Case, is_fast: bool) -> list[float]:
     """Ours without Lightning, on the fast path or the readable one."""
+    on_cuda = case.device.type == "cuda"
     model = TransformerLM(case.net).to(case.device)
-    loss: Loss = model.loss
-    if is_fast:
-        on_cuda = case.device.type == "cuda"
-        model.speed_up(model.worth_compiling(case.device))
-        if on_cuda:
-            loss = RecordedLoss(model)
-        else:
-            keep_freed_memory()
     optimizer = AdamW(parameter_groups(model.named_parameters(), 0.1))
+    if is_fast:
+        model.speed_up(compiled=not on_cuda)
+    if not on_cuda:
+        keep_freed_memory()
+    recorded = RecordedStep(model)
+
+    def replay(inputs: Tensor, targets: Tensor) -> None:
+        with torch.autocast("cuda", torch.bfloat16):
+            recorded(inputs, targets)
+        optimizer.zero_grad()
+        recorded.deliver()
 
     def update() -> None:
-        gradient_clipping(model.parameters(), 1.0)
+        _, optimizer.gradient_factor = clipping_factor(model.parameters(), 1.0)
         optimizer.step()
 
-    return bare_loop(case, loss, update, optimizer.zero_grad)
+    return bare_loop(case, replay if is_fast and on_cuda else passes_of(case, model.loss, optimizer), update)
 
 
 def rival(case: Case, model: nn.Module, loss: Loss) -> list[float]:
@@ -171,7 +184,7 @@ def rival(case: Case, model: nn.Module, loss: Loss) -> list[float]:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    return bare_loop(case, loss, update, optimizer.zero_grad)
+    return bare_loop(case, passes_of(case, loss, optimizer), update)
 
 
 def nanogpt(case: Case, path: Path) -> list[float]:
@@ -201,6 +214,7 @@ def llama(case: Case) -> list[float]:
         num_hidden_layers=net.num_layers,
         num_attention_heads=net.num_heads,
         max_position_embeddings=net.context_length,
+        tie_word_embeddings=net.tie_embeddings,
         use_cache=False,
     )
     model = LlamaForCausalLM(config).to(case.device)  # pyright: ignore

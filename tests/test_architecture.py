@@ -104,5 +104,5 @@ def test_files_stay_readable(path: Path) -> None:
 def test_no_two_operators_have_one_name() -> None:
     """torch.library lets a later one take an earlier one's name, which then no longer runs."""
     names = [name for path in FILES for name in re.findall(r'custom_op\("([^"]+)"', path.read_text(encoding="utf-8"))]
-    assert len(names) >= 6
+    assert len(names) >= 2
     assert len(names) == len(set(names))

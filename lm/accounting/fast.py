@@ -1,8 +1,8 @@
-"""Memory of training as `fit` does it on an NVIDIA GPU: the fast path of lm/model/fast.py, compiled, in bf16-mixed.
+"""Memory of training as `fit` does it on an NVIDIA GPU: the fast path of lm/model/fast.py, in bf16-mixed.
 
-What is kept is what autograd was seen to save of compiled blocks (torch 2.11): a block's input, what its norms give,
-the residual stream between its halves, and what its matrices read or give; pointwise work is done again. All of it is
-bfloat16, and so are the packed copies of the matrices. benchmarks/memory.py measures how near this comes.
+What is kept is what the operations of lm/model/kernels and lm/model/products.py save: a block's input, what its norms
+give, the residual stream between its halves, and what its matrices read or give. All of it is bfloat16, and so are the
+packed copies of the matrices. benchmarks/memory.py measures how near this comes.
 
 Letters: T time, D d_model, F d_ff, H heads, V vocabulary.
 """
@@ -13,11 +13,10 @@ from lm.model.config import ModelConfig
 
 NARROW = 2  # bytes of a bfloat16
 LOGITS_PART = 2 * 2**30  # bytes of logits at a time; lm.model.loss.GPU_PART
-KERNEL_TIME, KERNEL_WIDTHS = 512, (16, 32, 64, 128)  # what our attention kernel takes; lm.model.fast.takes_kernel
 
 
 def covers(config: ModelConfig, precision: TrainingPrecision) -> bool:
-    """Whether this account knows such a training, where it is compiled."""
+    """Whether this account knows such a training."""
     return precision == "bf16-mixed" and config.attention == "fused"
 
 
@@ -28,13 +27,13 @@ def fast_moments(
     checkpointing: bool = False,
     algorithm: Algorithm = "adamw",
 ) -> dict[str, int]:
-    """Bytes in use when a compiled step in bf16-mixed may be at its peak, as `lm.accounting.moments` for eager steps.
+    """Bytes in use when a step in bf16-mixed may be at its peak, as `lm.accounting.moments` for eager steps.
 
     Raises:
-        ValueError: attention is manual, whose compiled form was not looked at.
+        ValueError: attention is manual, which has no kernels.
     """
     if not covers(config, "bf16-mixed"):
-        raise ValueError(f"attention is {config.attention}; the account of compiled steps knows fused only")
+        raise ValueError(f"attention is {config.attention}; the account of the fast path knows fused only")
     counted = count_parameters(config)
     tokens, width, head = batch_size * sequence_length, config.d_model, config.vocab_size * config.d_model
     tables = WIDE * config.context_length * config.head_width if config.position == "rope" else 0
@@ -64,7 +63,7 @@ def largest_fast_batch(
     checkpointing: bool = False,
     algorithm: Algorithm = "adamw",
 ) -> int:
-    """Most sequences of a compiled step that fit into `capacity` bytes; 0 if none does."""
+    """Most sequences of a step that fit into `capacity` bytes; 0 if none does."""
 
     def fits(batch_size: int) -> bool:
         return max(fast_moments(config, sequence_length, batch_size, checkpointing, algorithm).values()) <= capacity
@@ -83,8 +82,6 @@ def _block(config: ModelConfig, time: int) -> int:
     """Bytes that one block keeps of a sequence."""
     width, inner = config.d_model, config.ff_width
     norms = 2 if config.norm == "rmsnorm" else 0
-    by_kernel = time <= KERNEL_TIME and config.head_width in KERNEL_WIDTHS
-    turned = 2 if config.position == "rope" and not by_kernel else 0  # queries and keys, after their rotation
-    elements = (2 + norms + 3 + turned + 1) * width + (3 if config.ffn == "swiglu" else 2) * inner
+    elements = (2 + norms + 3 + 1) * width + (3 if config.ffn == "swiglu" else 2) * inner
     masks = 2 * width if config.dropout else 0
     return time * (elements * NARROW + masks + (config.num_heads + norms) * WIDE)

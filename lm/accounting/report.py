@@ -95,12 +95,12 @@ def _memory(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[
         "moments": {name: entry(line) for name, line in at_moments.items()},
         "peak": {"moment": peak, **entry(at_moments[peak])},
         "largest_batch": {"memory": memory_bytes, "batch_size": largest_batch(at_moments, memory_bytes)},
-        "compiled": _compiled(workload, checkpointing, memory_bytes),
+        "fast_path": _fast_path(workload, checkpointing, memory_bytes),
     }
 
 
-def _compiled(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[str, Any] | None:
-    """What `fit` needs where it compiles the model; None where that is not known."""
+def _fast_path(workload: Workload, checkpointing: bool, memory_bytes: int) -> dict[str, Any] | None:
+    """What `fit` needs on an NVIDIA GPU; None where that is not known."""
     net = workload.net
     if not covers(net, workload.precision):
         return None
@@ -170,10 +170,10 @@ def as_table(report: dict[str, Any]) -> str:
         f"({peak['moment']})",
         f"  largest batch in {fit['memory'] / 1e9:g} GB: {fit['batch_size']:,}",
     ]
-    if (compiled := memory["compiled"]) is not None:
+    if (fast := memory["fast_path"]) is not None:
         lines.append(
-            f"  compiled, as fit does on an NVIDIA GPU: peak {_gb(compiled['peak'])} GB, "
-            f"largest batch {compiled['largest_batch']:,}"
+            f"  on the fast path, as fit goes on an NVIDIA GPU: peak {_gb(fast['peak'])} GB, "
+            f"largest batch {fast['largest_batch']:,}"
         )
     step, time = report["optimizer_step"], report["time"]
     lines += [

@@ -9,6 +9,8 @@ from lm.model.config import ModelConfig
 from lm.model.layers import RMSNorm, SiLUFeedForward, SwiGLU
 from lm.model.rope import RotaryPositionEmbedding
 
+Stream = tuple[Tensor, Tensor | None]  # the residual stream, and what has yet to be added to it
+
 
 class TransformerBlock(nn.Module):
     """Attention and feed-forward, each with its norm, dropout and residual addition.
@@ -45,6 +47,6 @@ class TransformerBlock(nn.Module):
         x = x + self.dropout(self.attn(self.ln1(x), token_positions, cache, mask))
         return x + self.dropout(self.ffn(self.ln2(x)))
 
-    def run(self, function: Callable[["TransformerBlock", Tensor], Tensor], x: Tensor) -> Tensor:
-        """`function(self, x)`, for another arrangement of the block: FSDP2 gathers parameters around methods."""
-        return function(self, x)
+    def run(self, function: Callable[["TransformerBlock", Stream], Stream], stream: Stream) -> Stream:
+        """`function(self, stream)`, for another arrangement of the block: FSDP2 gathers parameters around methods."""
+        return function(self, stream)

@@ -1,8 +1,10 @@
 """A training block arranged for speed: the same function as `lm.model.TransformerBlock`, held to it by tests.
 
 Queries, keys and values come from one product, and so do SwiGLU's two openings; each packed matrix is put together from
-the block's parameters as it is cast to the products' type, so checkpoints keep their keys. On NVIDIA GPUs a kernel of
-ours rotates queries and keys and attends to them, as far as it is the faster one. Elsewhere the packed matrix has each
+the block's parameters as it is cast to the products' type, so checkpoints keep their keys. A sublayer's output is added
+to the residual stream where the next norm reads it, in one pass.
+
+On NVIDIA GPUs all but the products runs in kernels of ours (`lm.model.kernels`). Elsewhere the packed matrix has each
 head's even rows before its odd ones, in queries and keys alike, which leaves their products as they are: the rotation
 then turns two halves that lie in one piece each, instead of every other number.
 
@@ -11,42 +13,66 @@ Shape letters: B batch, T time, D d_model, H heads, K head width, F d_ff.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.model.attention import MultiHeadSelfAttention
-from lm.model.block import TransformerBlock
+from lm.model.block import Stream, TransformerBlock
 from lm.model.functional import widen
 from lm.model.kernels import has_triton
-from lm.model.layers import SiLUFeedForward, SwiGLU
+from lm.model.layers import RMSNorm, SiLUFeedForward, SwiGLU
+from lm.model.products import product
 from lm.model.rope import RotaryPositionEmbedding
 
 KERNEL_TIME = 512  # tokens; where texts are longer, cuDNN's attention is faster than ours
 KERNEL_WIDTHS = (16, 32, 64, 128)  # of heads
 
 
-def fast_block(block: TransformerBlock, x_BTD: Tensor, packed: bool = True) -> Tensor:
-    """`block(x)`, (B, T, D) to (B, T, D), for tokens at positions 0 to T - 1 that attend to each other only.
+def fast_block(block: TransformerBlock, stream: Stream, packed: bool = True) -> Stream:
+    """`block` of the residual stream, for tokens at positions 0 to T - 1 that attend to each other only.
 
     Args:
         block: the block.
-        x_BTD: its input.
-        packed: multiply by packed matrices, which are kept for the backward pass; or else by the parameters.
+        stream: (B, T, D) each.
+        packed: where there are no kernels, multiply by packed matrices, which are kept for the backward pass; or else
+            by the parameters.
     """
     if block.post_norm:
-        x_BTD = block.ln1(x_BTD + block.dropout(fast_attention(block.attn, x_BTD, packed)))
-        return block.ln2(x_BTD + block.dropout(fast_feed_forward(block.ffn, x_BTD, packed)))
-    x_BTD = x_BTD + block.dropout(fast_attention(block.attn, block.ln1(x_BTD), packed))
-    return x_BTD + block.dropout(fast_feed_forward(block.ffn, block.ln2(x_BTD), packed))
+        x_BTD = add_norm(block.ln1, stream)[0]
+        x_BTD = add_norm(block.ln1, (x_BTD, block.dropout(fast_attention(block.attn, x_BTD, packed))))[1]
+        return add_norm(block.ln2, (x_BTD, block.dropout(fast_feed_forward(block.ffn, x_BTD, packed))))[1], None
+    x_BTD, normed_BTD = add_norm(block.ln1, stream)
+    stream = x_BTD, block.dropout(fast_attention(block.attn, normed_BTD, packed))
+    x_BTD, normed_BTD = add_norm(block.ln2, stream)
+    return x_BTD, block.dropout(fast_feed_forward(block.ffn, normed_BTD, packed))
+
+
+def add_norm(norm: nn.Module, stream: Stream) -> tuple[Tensor, Tensor]:
+    """The stream's sum, and its norm."""
+    x_BTD, delta_BTD = stream
+    if isinstance(norm, RMSNorm) and has_triton(x_BTD.device):
+        from lm.model.kernels.norm import add_norm as kernel
+
+        return kernel(x_BTD, delta_BTD, norm.weight, norm.eps)
+    x_BTD = x_BTD if delta_BTD is None else x_BTD + delta_BTD
+    return x_BTD, norm(x_BTD)
+
+
+def fast_embedding(embedding: nn.Module, token_ids: Tensor) -> Tensor:
+    """`embedding(token_ids)` in the type of the residual stream: under autocast the products'."""
+    weight_VD, kind = embedding.weight, token_ids.device.type
+    assert isinstance(weight_VD, Tensor)
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VD.dtype
+    if has_triton(token_ids.device):
+        from lm.model.kernels.embedding import embedding as kernel
+
+        return kernel(token_ids, weight_VD, dtype)
+    return embedding(token_ids).to(dtype)
 
 
 def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor, packed: bool) -> Tensor:
     """`attn(x)`, (B, T, D) to (B, T, D)."""
-    if packed and takes_kernel(attn, x_BTD):
-        from lm.model.kernels.attention import causal_attention
-
-        tables = (None, None) if attn.rope is None else (attn.rope.cos, attn.rope.sin)
-        qkv_BT3HK = (x_BTD @ packed_projections(attn, by_halves=False).T).unflatten(-1, (3, attn.num_heads, -1))
-        return attn.output_proj(causal_attention(qkv_BT3HK, *tables)[0].flatten(-2))
+    if has_triton(x_BTD.device) and attn.attention == "fused":
+        return product(attention_by_kernels(attn, x_BTD).flatten(-2), attn.output_proj.weight)
     by_halves = attn.rope is not None
     if packed:
         q, k, v = (x_BTD @ packed_projections(attn, by_halves).T).unflatten(-1, (3, attn.num_heads, -1)).unbind(2)
@@ -62,6 +88,26 @@ def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor, packed: bool) ->
     return attn.output_proj(heads_BHTK.transpose(1, 2).flatten(-2))
 
 
+def attention_by_kernels(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> Tensor:
+    """The heads' output, (B, T, H, K): by our kernel where texts are short, by torch's for longer ones."""
+    weights = attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight
+    qkv_BT3HK = product(x_BTD, *weights).unflatten(-1, (3, attn.num_heads, -1))
+    tables = (None, None) if attn.rope is None else (attn.rope.cos, attn.rope.sin)
+    if takes_kernel(attn, x_BTD):
+        from lm.model.kernels.attention import causal_attention
+
+        return causal_attention(qkv_BT3HK, *tables)
+    from lm.model.kernels.rope import rotated_attention
+
+    return rotated_attention(qkv_BT3HK, *tables)
+
+
+def takes_kernel(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> bool:
+    """Whether attention of this input is our kernel's, on a GPU that has it."""
+    _, time, d_model = x_BTD.shape
+    return time <= KERNEL_TIME and d_model // attn.num_heads in KERNEL_WIDTHS and x_BTD.dtype.itemsize == 2
+
+
 def attend_on_cpu(attn: MultiHeadSelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """`attn.attend(q, k, v)` in float32, which is faster there than bfloat16; by our kernel where the shape fits it."""
     wide_q, wide_k, wide_v = (widen(x).contiguous() for x in (q, k, v))
@@ -71,13 +117,6 @@ def attend_on_cpu(attn: MultiHeadSelfAttention, q: Tensor, k: Tensor, v: Tensor)
         return causal_attention(wide_q, wide_k, wide_v).to(q.dtype)
     with torch.autocast("cpu", enabled=False):
         return attn.attend(wide_q, wide_k, wide_v).to(q.dtype)
-
-
-def takes_kernel(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> bool:
-    """Whether attention of this input is our kernel's."""
-    _, time, d_model = x_BTD.shape
-    fits = time <= KERNEL_TIME and d_model // attn.num_heads in KERNEL_WIDTHS
-    return attn.attention == "fused" and fits and x_BTD.dtype.itemsize == 2 and has_triton(x_BTD.device)
 
 
 def packed_projections(attn: MultiHeadSelfAttention, by_halves: bool) -> Tensor:
@@ -100,12 +139,19 @@ def rotate_halves(rope: RotaryPositionEmbedding, x_BTHK: Tensor) -> Tensor:
 
 def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor, packed: bool) -> Tensor:
     """`ffn(x)`, (B, T, D) to (B, T, D)."""
-    if not packed or not isinstance(ffn, SwiGLU):
-        return ffn(x_BTD)
-    gate_value_BT2F = x_BTD @ torch.cat((ffn.w1.weight, ffn.w3.weight)).T
     if has_triton(x_BTD.device):
+        if not isinstance(ffn, SwiGLU):
+            return product(F.silu(product(x_BTD, ffn.w1.weight)), ffn.w2.weight)
+        weights = ffn.w1.weight, ffn.w3.weight, ffn.w2.weight
+        from lm.model.kernels import feed_forward
+
+        if feed_forward.fits(x_BTD, *weights):
+            return feed_forward.feed_forward(x_BTD, *weights)
         from lm.model.kernels.swiglu import swiglu
 
-        return ffn.w2(swiglu(gate_value_BT2F.flatten(0, 1)).unflatten(0, x_BTD.shape[:2]))
-    gate_BTF, value_BTF = gate_value_BT2F.chunk(2, -1)
+        gate_value_BT2F = product(x_BTD, ffn.w1.weight, ffn.w3.weight)
+        return product(swiglu(gate_value_BT2F.flatten(0, 1)).unflatten(0, x_BTD.shape[:2]), ffn.w2.weight)
+    if not packed or not isinstance(ffn, SwiGLU):
+        return ffn(x_BTD)
+    gate_BTF, value_BTF = (x_BTD @ torch.cat((ffn.w1.weight, ffn.w3.weight)).T).chunk(2, -1)
     return ffn.w2(F.silu(gate_BTF) * value_BTF)

@@ -13,12 +13,16 @@ from torch import Tensor
 
 from lm.model.functional import widen
 from lm.model.kernels import has_triton
+from lm.model.products import wide_product
 
 CPU_PART, GPU_PART = 64 * 2**20, 2 * 2**30  # bytes of logits at a time
+IntoGradient = Callable[[Tensor, Tensor, int, float], Tensor]
 ALIGNMENT = 8  # ids; rows of bfloat16 logits of whole 16 bytes, without which products run at half speed
 
 
-def linear_cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor, compiled: bool = False) -> Tensor:
+def linear_cross_entropy(
+    x: Tensor, weight_VD: Tensor, targets: Tensor, compiled: bool = False, is_last: bool = False
+) -> Tensor:
     """`cross_entropy_loss(x @ weight.T, targets)`, with its gradients worked out in the same pass.
 
     A part's logits are computed, and their gradients take their place and are multiplied out at once, as in Wijmans et
@@ -30,30 +34,35 @@ def linear_cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor, compiled
         targets: (...), ids in [0, V).
         compiled: whether loss and gradient of the logits run as one compiled function, where there is no kernel for
             them.
+        is_last: whether nothing is done with the loss but to differentiate it, which saves a pass over the gradients.
     """
-    loss: Tensor = _LinearCrossEntropy.apply(x.flatten(0, -2), weight_VD, targets.flatten(), compiled)  # pyright: ignore
+    rows = x.flatten(0, -2)
+    loss: Tensor = _LinearCrossEntropy.apply(rows, weight_VD, targets.flatten(), compiled, is_last)  # pyright: ignore
     return loss
 
 
-def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int) -> Tensor:
-    """Sum of the losses of rows of logits, whose gradients take the logits' place; columns beyond V get zeros."""
+def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int, scale: float) -> Tensor:
+    """Sum of the losses of rows of logits; their gradients, times `scale`, take the logits' place.
+
+    Columns beyond V get zeros.
+    """
     real_RV = logits_RV[:, :vocab_size]
     wide_RV = widen(real_RV)
     sums_R1 = wide_RV.logsumexp(-1, keepdim=True)
     targets_R1 = targets_R[:, None]
     loss = (sums_R1 - wide_RV.gather(1, targets_R1)).sum()
     is_target = torch.arange(vocab_size, device=targets_R.device) == targets_R1
-    real_RV.copy_((wide_RV - sums_R1).exp() - is_target.to(wide_RV.dtype))
+    real_RV.copy_(((wide_RV - sums_R1).exp() - is_target.to(wide_RV.dtype)) * scale)
     logits_RV[:, vocab_size:] = 0
     return loss
 
 
 @cache
-def _compiled() -> Callable[[Tensor, Tensor, int], Tensor]:
+def _compiled() -> IntoGradient:
     return torch.compile(loss_into_gradient, dynamic=False)
 
 
-def _for(device: torch.device, compiled: bool) -> Callable[[Tensor, Tensor, int], Tensor]:
+def _for(device: torch.device, compiled: bool) -> IntoGradient:
     if has_triton(device):
         from lm.model.kernels.cross_entropy import loss_into_gradient as kernel
 
@@ -61,18 +70,10 @@ def _for(device: torch.device, compiled: bool) -> Callable[[Tensor, Tensor, int]
     return _compiled() if compiled else loss_into_gradient
 
 
-def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32 or wider; on CUDA the product itself writes it so."""
-    if a.is_cuda and a.dtype.itemsize == 2:
-        with torch.autocast("cuda", enabled=False):
-            return torch.mm(a, b, out_dtype=torch.float32)
-    return widen(a @ b)
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool) -> Tensor:
-        vocab_size = len(weight_VD)
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool, is_last: bool) -> Tensor:
+        vocab_size, wide = len(weight_VD), torch.promote_types(weight_VD.dtype, torch.float32)
         padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
         narrow_VD = weight_VD.to(x_ND.dtype)
         if padded > vocab_size:
@@ -86,19 +87,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient_VD: Tensor | None = None
         for x_RD, targets_R in zip(x_ND.split(rows), targets_N.split(rows), strict=True):
             logits_RV = x_RD @ narrow_VD.T
-            losses.append(into_gradient(logits_RV, targets_R, vocab_size))
+            losses.append(into_gradient(logits_RV, targets_R, vocab_size, 1 / len(targets_N)))
             if needs_gradient:
                 x_parts.append(logits_RV @ narrow_VD)
-                part_VD = _wide_product(logits_RV.T, x_RD)[:vocab_size]
+                part_VD = wide_product(logits_RV.T, x_RD, wide)[:vocab_size]
                 weight_gradient_VD = part_VD if weight_gradient_VD is None else weight_gradient_VD.add_(part_VD)
             del logits_RV
         if needs_gradient:
             ctx.save_for_backward(x_parts[0] if len(x_parts) == 1 else torch.cat(x_parts), weight_gradient_VD)
-        ctx.count = len(targets_N)
-        return torch.stack(losses).sum() / ctx.count
+        ctx.is_last = is_last
+        return torch.stack(losses).sum() / len(targets_N)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x_gradient_ND, weight_gradient_VD = ctx.saved_tensors
-        scale = gradients[0] / ctx.count
-        return x_gradient_ND * scale, weight_gradient_VD * scale, None, None
+        if not ctx.is_last:
+            x_gradient_ND, weight_gradient_VD = x_gradient_ND * gradients[0], weight_gradient_VD * gradients[0]
+        return x_gradient_ND, weight_gradient_VD, None, None, None

@@ -4,24 +4,22 @@ Shape letters: B batch, T time, S slots of the cache, D d_model, V vocabulary.
 """
 
 from collections.abc import Callable
-from functools import partial
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lm.model.attention import KVCache
-from lm.model.block import TransformerBlock
+from lm.model.block import Stream, TransformerBlock
 from lm.model.config import ModelConfig
-from lm.model.fast import fast_block
+from lm.model.fast import add_norm, fast_block, fast_embedding
 from lm.model.functional import cross_entropy_loss
 from lm.model.layers import Embedding, Linear, RMSNorm
 from lm.model.loss import linear_cross_entropy
 from lm.model.rope import RotaryPositionEmbedding
 
-Compiled = Literal["nothing", "block", "model"]
-MOST_TOGETHER = 12  # blocks that are compiled as one; the compiler's time grows with them, to minutes at 48
+FastBlock = Callable[[TransformerBlock, Stream], Stream]
 
 
 class TransformerLM(nn.Module):
@@ -38,16 +36,17 @@ class TransformerLM(nn.Module):
 
     Attributes:
         checkpointing: keep each block's input only, and compute the block again in the backward pass.
-        is_compiled: whether torch.compile compiles the fast path.
+        is_fast: whether passes without a cache take the fast path.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.checkpointing = False
-        self.is_compiled = False
-        self._fast: Callable[[Tensor], Tensor] | None = None
-        self._without_gradient: Callable[[Tensor], Tensor] | None = None
+        self.is_fast = False
+        self._is_compiled = False
+        self._training_block: FastBlock = fast_block
+        self._block: FastBlock = fast_block
         rope = None
         if config.position == "rope":
             rope = RotaryPositionEmbedding(config.rope_theta, config.head_width, config.context_length)
@@ -60,44 +59,36 @@ class TransformerLM(nn.Module):
         if config.tie_embeddings:
             self.token_embeddings.weight = self.lm_head.weight
 
-    def speed_up(self, compiled: Compiled = "nothing", packed: bool = True) -> None:
+    def speed_up(self, compiled: bool = False, packed: bool = True) -> None:
         """From now on passes without a cache take the fast path: `lm.model.fast` and `lm.model.loss`.
 
-        Under autocast its residual stream has the narrow type as well, which the readable path keeps in float32. Passes
-        without a gradient run as they are written: they are few, and compiling them would take longer than they do.
+        Under autocast its residual stream has the narrow type as well, which the readable path keeps in float32.
 
         Args:
-            compiled: what torch.compile compiles: nothing; one block, once for all of them, which is soon done; or
-                all blocks together, which saves some more passes over memory.
+            compiled: let torch.compile compile one block, once for all of them, for passes with a gradient. The others
+                are few, and compiling for them would take longer than they do.
             packed: see `fast_block`; not for sharded parameters, whose memory packed copies would take up again.
         """
 
-        def block(layer: TransformerBlock, x_BTD: Tensor) -> Tensor:
-            return fast_block(layer, x_BTD, packed)
+        def block(layer: TransformerBlock, stream: Stream) -> Stream:
+            return fast_block(layer, stream, packed)
 
-        def blocks(function: Callable[[TransformerBlock, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-            return partial(self._blocks, lambda layer, index, x_BTD: layer.run(function, x_BTD))
-
-        self._fast = self._without_gradient = blocks(block)
-        if compiled == "block":
-            self._fast = blocks(torch.compile(block, dynamic=False))
-        elif compiled == "model":
-            self._fast = torch.compile(self._fast, dynamic=False)
-        self.is_compiled = compiled != "nothing"
-
-    def worth_compiling(self, device: torch.device) -> Compiled:
-        """What to compile for training on this device."""
-        return "model" if device.type == "cuda" and len(self.layers) <= MOST_TOGETHER else "block"
+        self.is_fast, self._is_compiled = True, compiled
+        self._block = block
+        self._training_block = torch.compile(block, dynamic=False) if compiled else block
 
     def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V) of the token after each one given; arguments and errors as in `hidden`."""
         return self.lm_head(self.hidden(token_ids, cache))
 
-    def loss(self, token_ids: Tensor, targets: Tensor) -> Tensor:
-        """Mean of -ln p(target) over all tokens, in nats; both (B, T), in [0, V)."""
-        if self._fast is None:
+    def loss(self, token_ids: Tensor, targets: Tensor, is_last: bool = False) -> Tensor:
+        """Mean of -ln p(target) over all tokens, in nats; both (B, T), in [0, V).
+
+        With `is_last` nothing may be done with it but to differentiate it: see `linear_cross_entropy`.
+        """
+        if not self.is_fast:
             return cross_entropy_loss(self.forward(token_ids), targets)
-        return linear_cross_entropy(self.hidden(token_ids), self.lm_head.weight, targets, self.is_compiled)
+        return linear_cross_entropy(self.hidden(token_ids), self.lm_head.weight, targets, self._is_compiled, is_last)
 
     def hidden(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the output projection reads; apart, for callers that need few of the logits at a time.
@@ -131,23 +122,28 @@ class TransformerLM(nn.Module):
                 slots_S = torch.arange(cache.max_length, device=token_ids.device)
                 mask = slots_S <= positions[:, None, :, None]
             cache.is_empty = False
-        x_BTD = self.dropout(self.token_embeddings(token_ids))
-        fast = self._fast if torch.is_grad_enabled() else self._without_gradient
-        if cache is None and fast is not None:
-            kind = x_BTD.device.type
-            return fast(x_BTD.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x_BTD)
+        if cache is None and self.is_fast:
+            return self._fast_hidden(token_ids)
 
-        def run(layer: TransformerBlock, index: int, x_BTD: Tensor) -> Tensor:
+        def run(layer: nn.Module, x_BTD: Tensor, index: int) -> Tensor:
             return layer(x_BTD, positions, cache.layer(index) if cache is not None else None, mask)
 
-        return self._blocks(run, x_BTD)
-
-    def _blocks(self, run: Callable[[TransformerBlock, int, Tensor], Tensor], x_BTD: Tensor) -> Tensor:
+        x_BTD = self.dropout(self.token_embeddings(token_ids))
         for index, layer in enumerate(self.layers):
-            assert isinstance(layer, TransformerBlock)
-            if self.checkpointing and torch.is_grad_enabled():
-                keeps_random = self.config.dropout > 0
-                x_BTD = checkpoint(run, layer, index, x_BTD, use_reentrant=False, preserve_rng_state=keeps_random)
-            else:
-                x_BTD = run(layer, index, x_BTD)
+            x_BTD = self._run(run, layer, x_BTD, index)
         return self.ln_final(x_BTD)
+
+    def _fast_hidden(self, token_ids: Tensor) -> Tensor:
+        block = self._training_block if torch.is_grad_enabled() else self._block
+        stream: Stream = self.dropout(fast_embedding(self.token_embeddings, token_ids)), None
+        for layer in self.layers:
+            assert isinstance(layer, TransformerBlock)
+            stream = self._run(layer.run, block, stream)
+        return add_norm(self.ln_final, stream)[1]
+
+    def _run(self, run: Callable[..., Any], *arguments: Any) -> Any:
+        """`run(*arguments)`; where the backward pass is to compute it again, it keeps its arguments only."""
+        if self.checkpointing and torch.is_grad_enabled():
+            keeps_random = self.config.dropout > 0
+            return checkpoint(run, *arguments, use_reentrant=False, preserve_rng_state=keeps_random)
+        return run(*arguments)

@@ -22,6 +22,10 @@ class AdamW(Optimizer):
     Parameters without a gradient are skipped and keep their own count of steps. That count is a Python int, so a step
     never waits for the device and a checkpoint holds primitives and tensors only.
 
+    Attributes:
+        gradient_factor: what the next step multiplies gradients by, a scalar tensor: clipping without a pass over
+            memory of its own. None, as after each step, for 1.
+
     Args:
         params: tensors or parameter groups; each group may set its own lr, betas, eps and weight_decay.
         lr: learning rate α, at least 0.
@@ -42,6 +46,7 @@ class AdamW(Optimizer):
         weight_decay: float = 0.01,
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        self.gradient_factor: Tensor | None = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters with settings of their own; ValueError if one lies outside its range."""
@@ -63,6 +68,7 @@ class AdamW(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             self._step_group(group)
+        self.gradient_factor = None
         return loss
 
     def _step_group(self, group: dict[str, Any]) -> None:
@@ -74,6 +80,7 @@ class AdamW(Optimizer):
                 betas=group["betas"],
                 eps=group["eps"],
                 weight_decay=group["weight_decay"],
+                gradient_factor=self.gradient_factor,
             )
 
     def _buckets(
@@ -129,9 +136,12 @@ def _update_together(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    gradient_factor: Tensor | None,
 ) -> None:
     """`adamw_update` for many tensors of one device, type and step: one kernel an operation instead of one a tensor."""
     beta1, beta2 = betas
+    if gradient_factor is not None:
+        gradients = list(torch._foreach_mul(gradients, gradient_factor.to(gradients[0].device)))
     torch._foreach_lerp_(exp_avgs, gradients, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, 1 - beta2)

@@ -21,6 +21,7 @@ def _step(
     sizes_ptr,
     tensor_ptr,
     start_ptr,
+    factor_ptr,
     tensors,
     beta1,
     beta2,
@@ -28,6 +29,7 @@ def _step(
     rate,
     eps,
     correction,
+    SCALES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """One block of one tensor; `addresses` holds those of all θ, then all g, all m, all v."""
@@ -40,6 +42,8 @@ def _step(
     means = tl.load(addresses_ptr + 2 * tensors + tensor).to(floats) + i
     squares = tl.load(addresses_ptr + 3 * tensors + tensor).to(floats) + i
     g = tl.load(gradients, mask=there)
+    if SCALES:
+        g *= tl.load(factor_ptr)
     m = tl.load(means, mask=there)
     m += (1 - beta1) * (g - m)
     v = beta2 * tl.load(squares, mask=there) + (1 - beta2) * g * g
@@ -81,6 +85,7 @@ def update(
     betas: tuple[float, float],
     eps: float,
     weight_decay: float,
+    gradient_factor: Tensor | None,
 ) -> None:
     """`lm.optim.adamw_update` for each row of float32 tensors, all on one device and each in one piece."""
     table = _table(parameters[0].device, tuple(parameter.numel() for parameter in parameters))
@@ -90,6 +95,7 @@ def update(
         table.sizes,
         table.tensor,
         table.start,
+        gradient_factor,
         len(parameters),
         betas[0],
         betas[1],
@@ -97,6 +103,7 @@ def update(
         lr / (1 - betas[0] ** step),
         eps,
         math.sqrt(1 - betas[1] ** step),
+        SCALES=gradient_factor is not None,
         BLOCK=BLOCK,
         num_warps=8,
     )

@@ -92,6 +92,8 @@ class Muon(AdamW):
 
     def _step_alike(self, parameters: list[Tensor], lr: float, weight_decay: float) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.gradient_factor is not None:
+            gradients = list(torch._foreach_mul(gradients, self.gradient_factor.to(gradients[0].device)))
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = torch.zeros_like(parameter)

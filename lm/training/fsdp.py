@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 
 from lm.model import TransformerLM
+from lm.training.data_parallel import DataParallel
 from lm.training.files import SaveError, write_checkpoint
 from lm.training.shards import KEY, Pieces, cut, read, remove_others, shards_folder, walk
 
@@ -132,8 +133,5 @@ class FullySharded(ModelParallelStrategy):
         return DTensor.from_local(local, self.processes, placement, run_check=False, shape=leaf.shape, stride=stride)
 
 
-# By the name on the command line: Lightning's ddp without a second copy of the gradients, and ours for its older FSDP.
-STRATEGIES: dict[str, Callable[[], Strategy]] = {
-    "ddp": lambda: DDPStrategy(gradient_as_bucket_view=True),
-    "fsdp": FullySharded,
-}
+# By the name on the command line, where Lightning's own have these names.
+STRATEGIES: dict[str, Callable[[], Strategy]] = {"ddp": DataParallel, "fsdp": FullySharded}

@@ -1,45 +1,90 @@
-"""Forward and backward pass of a training step as CUDA graphs: launched as a whole, so no step waits for Python."""
+"""Forward and backward pass of a training step as one CUDA graph: launched as a whole, no step waits for Python."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lm.model import TransformerLM
 
+WARM_UPS = 3  # passes before the recording, in which kernels are compiled and libraries take their memory
 
-class RecordedLoss:
-    """`net.loss` for training batches, recorded at the first batch of each shape and replayed for the others.
 
-    What is recorded holds for parameters that stay where they are, gradients that are cleared at every step, and passes
-    that draw no random numbers.
+class _Recorded(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    batch: tuple[Tensor, Tensor]
+    loss: Tensor
+    gradients: list[Tensor]
+
+
+class RecordedStep:
+    """`net.loss` and its gradients, recorded at the first batch of each shape and replayed for the others.
+
+    What is recorded holds for parameters that stay where they are, and passes that draw no random numbers.
 
     Args:
         net: the model, on a CUDA device.
+        watch: called before each pass, for hooks on the parameters' gradients that are to be recorded with it; what it
+            returns is called after the pass.
     """
 
-    def __init__(self, net: TransformerLM) -> None:
+    def __init__(self, net: TransformerLM, watch: Callable[[], Callable[[], object]] | None = None) -> None:
         self.net = net
-        self.recorded: dict[torch.Size, Callable[[Tensor, Tensor], Tensor]] = {}
+        self.watch = watch
+        self.parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        self._recorded: dict[torch.Size, _Recorded] = {}
+        self._newest: _Recorded | None = None
 
     def __call__(self, token_ids: Tensor, targets: Tensor) -> Tensor:
-        """The loss, as `TransformerLM.loss` gives it; under the autocast that holds now."""
-        if token_ids.shape not in self.recorded:
-            # The cache of narrow weights would outlive the recording.
-            enabled, narrow = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+        """The loss, as `TransformerLM.loss` gives it under the autocast that holds now; overwritten by the next."""
+        if token_ids.shape not in self._recorded:
+            self._recorded[token_ids.shape] = self._record(token_ids, targets)
+        self._newest = step = self._recorded[token_ids.shape]
+        for mine, given in zip(step.batch, (token_ids, targets), strict=True):
+            mine.copy_(given)
+        step.graph.replay()
+        return step.loss
+
+    def deliver(self, scale: float = 1.0) -> None:
+        """Add the newest pass's gradients, times `scale`, to the parameters'; they are overwritten by the next pass."""
+        assert self._newest is not None
+        for parameter, gradient in zip(self.parameters, self._newest.gradients, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(gradient, alpha=scale)
+            elif scale == 1:
+                parameter.grad = gradient
+            else:
+                parameter.grad = gradient * scale
+
+    def _record(self, token_ids: Tensor, targets: Tensor) -> _Recorded:
+        batch = token_ids.clone(), targets.clone()
+        held = [parameter.grad for parameter in self.parameters]
+        # The cache of narrow weights would outlive the recording.
+        narrow, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+
+        def run() -> tuple[Tensor, list[Tensor]]:
+            for parameter in self.parameters:
+                parameter.grad = None
+            end = self.watch() if self.watch is not None else lambda: None
             with torch.autocast("cuda", narrow, enabled=enabled, cache_enabled=False):
-                samples = (token_ids.clone(), targets.clone())
-                recorded = torch.cuda.make_graphed_callables(_Loss(self.net), samples)
-            self.recorded[token_ids.shape] = recorded  # pyright: ignore[reportArgumentType]
-        return self.recorded[token_ids.shape](token_ids, targets)
+                loss = self.net.loss(*batch, is_last=True)
+            with torch.autocast("cuda", enabled=False):
+                loss.backward()
+            end()
+            return loss.detach(), [parameter.grad for parameter in self.parameters if parameter.grad is not None]
 
-
-class _Loss(nn.Module):
-    """`net.loss` as a module's forward pass, which is what can be recorded."""
-
-    def __init__(self, net: TransformerLM) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, token_ids: Tensor, targets: Tensor) -> Tensor:
-        return self.net.loss(token_ids, targets)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                run()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as NCCL's, may go on asking the device meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            loss, gradients = run()
+        for parameter, gradient in zip(self.parameters, held, strict=True):
+            parameter.grad = gradient
+        return _Recorded(graph, batch, loss, gradients)

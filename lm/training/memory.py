@@ -5,6 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lm.accounting import TrainingPrecision, covers, largest_batch, largest_fast_batch, moments
 from lm.model import ModelConfig
+from lm.model.kernels import has_triton
 from lm.training.metrics import language_model
 
 
@@ -32,7 +33,7 @@ class MemoryAdvice(Callback):
             trainer.accumulate_grad_batches,
             free,
             net.checkpointing,
-            net.is_compiled,
+            has_triton(device) and net.is_fast,
         )
 
 
@@ -44,7 +45,7 @@ def what_fits(
     accumulate: int,
     free: int,
     checkpointing: bool = False,
-    is_compiled: bool = False,
+    by_kernels: bool = False,
 ) -> str:
     """The largest micro-batch of a training step that fits, and how to get there with the same result.
 
@@ -56,9 +57,9 @@ def what_fits(
         accumulate: micro-batches that they come in.
         free: bytes.
         checkpointing: whether blocks are computed again in the backward pass.
-        is_compiled: whether torch.compile compiles the blocks.
+        by_kernels: whether the passes run in kernels of ours.
     """
-    if is_compiled and covers(config, precision):
+    if by_kernels and covers(config, precision):
         fits = largest_fast_batch(config, context_length, free, checkpointing)
     else:
         fits = largest_batch(moments(config, context_length, precision, checkpointing), free)

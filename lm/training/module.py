@@ -3,6 +3,7 @@
 Shape letters: B batch, T time, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from lm.data.datamodule import TokenDataModule
 from lm.model import ModelConfig, TransformerLM
-from lm.optim import AdamW, Muon, get_lr_cosine_schedule, gradient_clipping, muon_groups, parameter_groups
+from lm.model.kernels import has_triton
+from lm.optim import AdamW, Muon, clipping_factor, get_lr_cosine_schedule, muon_groups, parameter_groups
 from lm.training.allocator import keep_freed_memory
+from lm.training.data_parallel import DataParallel
 from lm.training.fsdp import FullySharded
-from lm.training.graph import RecordedLoss
+from lm.training.graph import RecordedStep
 from lm.training.resume import check_resume, run_identity
 
 Algorithm = Literal["adamw", "muon"]
@@ -69,7 +72,8 @@ class LanguageModel(LightningModule):
     Args:
         net: the model's shape.
         optimizer: the optimizer, its schedule and clipping.
-        compile: compile the model's blocks with torch.compile; by default on CUDA only, as it pays there at once.
+        compile: record a step's passes as one CUDA graph on NVIDIA GPUs, compile the blocks with torch.compile
+            elsewhere; by default on GPUs only, as it pays there at once.
         checkpointing: keep each block's input only and compute the block again in the backward pass: less memory for
             about a third more time.
     """
@@ -94,7 +98,7 @@ class LanguageModel(LightningModule):
         self.valid_loss = float("nan")
         self._valid_sum = torch.tensor(0.0)
         self._valid_count = 0
-        self._recorded: RecordedLoss | None = None
+        self._recorded: RecordedStep | None = None
 
     def setup(self, stage: str) -> None:
         """Check the data against the model, and put the model on its fast path."""
@@ -118,15 +122,23 @@ class LanguageModel(LightningModule):
                     f"data.context_length {data.context_length} exceeds the model's {self.config.context_length}; "
                     f"raise model.net.context_length"
                 )
-        on_cuda = strategy.root_device.type == "cuda"
-        compiled = self.compile_net if self.compile_net is not None else on_cuda
-        worth = "block" if self.is_sharded else self.net.worth_compiling(strategy.root_device)
-        self.net.speed_up(worth if compiled else "nothing", packed=not self.is_sharded)
-        can_record = not self.is_sharded and self.trainer.accumulate_grad_batches == 1
-        if on_cuda and compiled and can_record and not self.net.checkpointing and not self.config.dropout:
-            self._recorded = RecordedLoss(self.net)
+        on_cuda, has_kernels = strategy.root_device.type == "cuda", has_triton(strategy.root_device)
+        wanted = self.compile_net if self.compile_net is not None else on_cuda
+        self.net.speed_up(wanted and not has_kernels, packed=not self.is_sharded)
+        can_record = isinstance(strategy, SingleDeviceStrategy | DataParallel) and not self.config.dropout
+        if wanted and has_kernels and can_record and not self.net.checkpointing:
+            self._recorded = RecordedStep(self.net, self._averaging if self._averages_early else None)
         if not on_cuda:
             keep_freed_memory()
+
+    @property
+    def _averages_early(self) -> bool:
+        """Whether gradients are averaged over the processes within the recorded backward pass."""
+        return isinstance(self.trainer.strategy, DataParallel) and self.trainer.accumulate_grad_batches == 1
+
+    def _averaging(self) -> Callable[[], object]:
+        assert isinstance(self.trainer.strategy, DataParallel)
+        return self.trainer.strategy.averaging(list(self.net.parameters()))
 
     def configure_model(self) -> None:
         """Shard the model where the strategy is to do so."""
@@ -176,10 +188,17 @@ class LanguageModel(LightningModule):
         )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        loss = (self._recorded or self.net.loss)(*batch)
+        loss = self._recorded(*batch) if self._recorded is not None else self.net.loss(*batch)
         self.train_loss_sum = self.train_loss_sum.to(loss.device) + loss.detach()
         self.train_loss_count += 1
         return loss
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """The backward pass, or the gradients of one that was recorded with the forward pass."""
+        if self._recorded is None:
+            super().backward(loss, *args, **kwargs)
+        else:
+            self._recorded.deliver(1 / self.trainer.accumulate_grad_batches)
 
     def pop_train_loss(self) -> float:
         """Mean training loss since the last call, over all processes."""
@@ -218,7 +237,12 @@ class LanguageModel(LightningModule):
         return kind(groups, lr=config.max_learning_rate, betas=config.betas, eps=config.eps)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        self.gradient_norm = norm = gradient_clipping(self.net.parameters(), self.optimizer_config.max_l2_norm)
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DataParallel) and not (self._recorded is not None and self._averages_early):
+            strategy.average([x.grad for x in self.net.parameters() if x.grad is not None])
+        assert isinstance(optimizer, AdamW)
+        norm, optimizer.gradient_factor = clipping_factor(self.net.parameters(), self.optimizer_config.max_l2_norm)
+        self.gradient_norm = norm
         first = self.first_bad_step = self.first_bad_step.to(norm.device)
         self.first_bad_step = torch.where((first < 0) & ~norm.isfinite(), self.global_step, first)
 

@@ -35,7 +35,7 @@ def test_the_rows_of_a_gpu_fit_and_differ() -> None:
     assert len(rows) >= 8
     assert {row.precision for row in rows} == {"float32", "bf16-mixed"}
     for row in rows:
-        if row.compiled:
+        if row.fast:
             predicted = memory.fast_moments(row.net, row.net.context_length, row.batch_size)
         else:
             lines = memory.moments(row.net, row.net.context_length, row.precision, row.checkpointing)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lm.optim import AdamW, adamw_update, parameter_groups
+from lm.optim import AdamW, Muon, adamw_update, clipping_factor, gradient_clipping, parameter_groups
 
 SHAPES = [(4, 3), (5,), (2, 3, 2), ()]
 
@@ -174,6 +174,26 @@ def test_tensors_in_several_pieces_are_the_same_step() -> None:
     torch.testing.assert_close(strided, whole, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_the_gradients_factor_clips_one_step(kind: type[AdamW], dtype: torch.dtype) -> None:
+    scaled, clipped = tensors(dtype), tensors(dtype)
+    optimizers = []
+    for parameters in (scaled, clipped):
+        first: dict[str, Any] = {"params": parameters[:1]} | ({"orthogonal": True} if kind is Muon else {})
+        optimizers.append(kind([first, {"params": parameters[1:]}], lr=1e-2))
+    for step in range(3):
+        for parameters in (scaled, clipped):
+            set_gradients(parameters, step)
+        if step != 1:
+            norm, optimizers[0].gradient_factor = clipping_factor(scaled, 0.1)
+            torch.testing.assert_close(norm, gradient_clipping(clipped, 0.1))
+        for optimizer in optimizers:
+            optimizer.step()
+        assert optimizers[0].gradient_factor is None
+        torch.testing.assert_close(scaled, clipped)
+
+
 def check_kernel(device: str) -> None:
     """Triton's kernel against the reference; runs on a GPU, or in Triton's interpreter on the CPU."""
     from lm.optim.kernels import update
@@ -191,9 +211,10 @@ def check_update(update: Callable[..., None], device: str) -> None:
     expected = [[tensor.clone() for tensor in column] for column in (parameters, means, squares)]
     for step in (7, 8):
         gradients = [torch.randn(shape, generator=generator).to(device) for shape in shapes]
-        update(parameters, gradients, means, squares, step=step, **settings)
+        factor = torch.tensor(0.3, device=device) if step == 8 else None
+        update(parameters, gradients, means, squares, step=step, **settings, gradient_factor=factor)
         for row in zip(expected[0], gradients, *expected[1:], strict=True):
-            adamw_update(*row, step=step, **settings)
+            adamw_update(row[0], row[1] * (0.3 if step == 8 else 1), *row[2:], step=step, **settings)
     torch.testing.assert_close([parameters, means, squares], expected, rtol=1e-5, atol=1e-6)
 
 

@@ -23,10 +23,20 @@ LN_2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
-def _load(start, stride, rows, time, WIDTH: tl.constexpr):
-    """Rows of a matrix; zeros from row `time` on."""
+def _load(start, stride, rows, time, WIDTH: tl.constexpr, WHOLE: tl.constexpr):
+    """Rows of a matrix; zeros from row `time` on, where blocks are not whole."""
     at = start + rows[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    if WHOLE:
+        return tl.load(at)
     return tl.load(at, mask=rows[:, None] < time, other=0.0)
+
+
+@triton.jit
+def _load_numbers(start, rows, time, WHOLE: tl.constexpr):
+    """One number of each row."""
+    if WHOLE:
+        return tl.load(start + rows)
+    return tl.load(start + rows, mask=rows < time, other=0.0)
 
 
 @triton.jit
@@ -36,24 +46,23 @@ def _store(start, stride, rows, time, values, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _rotate(x, cos_ptr, sin_ptr, rows, time, direction, ROWS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr):
+def _rotate(x, cos_ptr, sin_ptr, rows, time, direction, K: tl.constexpr, ROPE: tl.constexpr, WHOLE: tl.constexpr):
     """Each pair of neighbours by its position's angle; backwards for direction -1."""
     if ROPE:
-        cos = _load(cos_ptr, K // 2, rows, time, K // 2)
-        sin = _load(sin_ptr, K // 2, rows, time, K // 2) * direction
-        even, odd = tl.split(x.reshape(ROWS, K // 2, 2))
-        x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(ROWS, K)
+        cos = _load(cos_ptr, K // 2, rows, time, K // 2, WHOLE)
+        sin = _load(sin_ptr, K // 2, rows, time, K // 2, WHOLE) * direction
+        even, odd = tl.split(x.reshape(x.shape[0], K // 2, 2))
+        x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(x.shape[0], K)
     return x
 
 
 @triton.jit
 def _rotated(
-    start, stride, rows, time, cos_ptr, sin_ptr, factor, ROWS: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr
+    start, stride, rows, time, cos_ptr, sin_ptr, factor, K: tl.constexpr, ROPE: tl.constexpr, WHOLE: tl.constexpr
 ):
     """Rows of a matrix, each rotated and multiplied, in the matrix's type."""
-    x = _load(start, stride, rows, time, K).to(tl.float32)
-    x = _rotate(x, cos_ptr, sin_ptr, rows, time, 1, ROWS, K, ROPE) * factor
-    return x.to(start.dtype.element_ty)
+    x = _load(start, stride, rows, time, K, WHOLE).to(tl.float32)
+    return (_rotate(x, cos_ptr, sin_ptr, rows, time, 1, K, ROPE, WHOLE) * factor).to(start.dtype.element_ty)
 
 
 @triton.jit
@@ -65,9 +74,28 @@ def _offsets(time, heads, K: tl.constexpr):
 
 
 @triton.jit
+def _attend(
+    queries, q_QK, highest_Q, sum_Q, out_QK, start, qkv, cos_ptr, sin_ptr, time, width,
+    MASKED: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """One block of keys for a block of queries: the new maxima, sums of exponentials and outputs."""
+    keys = start + tl.arange(0, BLOCK)
+    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, K, ROPE, WHOLE)
+    v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K, WHOLE)
+    scores_QS = tl.dot(q_QK, k_SK.T)
+    if MASKED:
+        scores_QS = tl.where(queries[:, None] >= keys[None, :], scores_QS, -float("inf"))
+    higher_Q = tl.maximum(highest_Q, tl.max(scores_QS, 1))
+    weights_QS = tl.exp2(scores_QS - higher_Q[:, None])
+    shrink_Q = tl.exp2(highest_Q - higher_Q)
+    out_QK = tl.dot(weights_QS.to(q_QK.dtype), v_SK, out_QK * shrink_Q[:, None])
+    return higher_Q, sum_Q * shrink_Q + tl.sum(weights_QS, 1), out_QK
+
+
+@triton.jit
 def _forward(
     qkv_ptr, cos_ptr, sin_ptr, out_ptr, log_sums_ptr, time, heads, scale,
-    K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries."""
     single, triple, rows = _offsets(time, heads, K)
@@ -75,31 +103,42 @@ def _forward(
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     queries = first + tl.arange(0, BLOCK)
-    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, BLOCK, K, ROPE)
+    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, K, ROPE, WHOLE)
     highest_Q = tl.full((BLOCK,), -float("inf"), tl.float32)
     sum_Q = tl.zeros((BLOCK,), tl.float32)
     out_QK = tl.zeros((BLOCK, K), tl.float32)
-    for start in range(0, first + BLOCK, BLOCK):
-        keys = start + tl.arange(0, BLOCK)
-        k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, BLOCK, K, ROPE)
-        v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K)
-        scores_QS = tl.dot(q_QK, k_SK.T)
-        scores_QS = tl.where(queries[:, None] >= keys[None, :], scores_QS, -float("inf"))
-        higher_Q = tl.maximum(highest_Q, tl.max(scores_QS, 1))
-        weights_QS = tl.exp2(scores_QS - higher_Q[:, None])
-        shrink_Q = tl.exp2(highest_Q - higher_Q)
-        sum_Q = sum_Q * shrink_Q + tl.sum(weights_QS, 1)
-        out_QK = tl.dot(weights_QS.to(q_QK.dtype), v_SK, out_QK * shrink_Q[:, None])
-        highest_Q = higher_Q
-    out_QK = (out_QK / sum_Q[:, None]).to(q_QK.dtype)
-    _store(out_ptr + single, width, queries, time, out_QK, K)
+    for start in range(0, first, BLOCK):
+        highest_Q, sum_Q, out_QK = _attend(
+            queries, q_QK, highest_Q, sum_Q, out_QK, start, qkv, cos_ptr, sin_ptr, time, width,
+            False, K, ROPE, BLOCK, WHOLE,
+        )  # fmt: skip
+    highest_Q, sum_Q, out_QK = _attend(
+        queries, q_QK, highest_Q, sum_Q, out_QK, first, qkv, cos_ptr, sin_ptr, time, width, True, K, ROPE, BLOCK, WHOLE
+    )
+    _store(out_ptr + single, width, queries, time, (out_QK / sum_Q[:, None]).to(q_QK.dtype), K)
     tl.store(log_sums_ptr + rows + queries, highest_Q + tl.log2(sum_Q), mask=queries < time)
+
+
+@triton.jit
+def _query_gradient(
+    queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, start, qkv, cos_ptr, sin_ptr, time, width,
+    MASKED: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Adds what one block of keys gives to the gradient of a block of queries."""
+    keys = start + tl.arange(0, BLOCK)
+    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, K, ROPE, WHOLE)
+    v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K, WHOLE)
+    weights_QS = tl.exp2(tl.dot(q_QK, k_SK.T) - log_sums_Q[:, None])
+    if MASKED:
+        weights_QS = tl.where(queries[:, None] >= keys[None, :], weights_QS, 0.0)
+    scores_gradient_QS = weights_QS * (tl.dot(gradient_QK, v_SK.T) - dots_Q[:, None])
+    return tl.dot(scores_gradient_QS.to(q_QK.dtype), k_SK, q_gradient_QK)
 
 
 @triton.jit
 def _backward_queries(
     qkv_ptr, cos_ptr, sin_ptr, out_ptr, log_sums_ptr, gradient_ptr, dots_ptr, qkv_gradient_ptr, time, heads, scale,
-    K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries: their gradients, and the dots of output and gradient that the keys' need as well."""
     single, triple, rows = _offsets(time, heads, K)
@@ -107,29 +146,50 @@ def _backward_queries(
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     queries = first + tl.arange(0, BLOCK)
-    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, BLOCK, K, ROPE)
-    gradient_QK = _load(gradient_ptr + single, width, queries, time, K)
-    out_QK = _load(out_ptr + single, width, queries, time, K)
+    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, K, ROPE, WHOLE)
+    gradient_QK = _load(gradient_ptr + single, width, queries, time, K, WHOLE)
+    out_QK = _load(out_ptr + single, width, queries, time, K, WHOLE)
     dots_Q = tl.sum(out_QK.to(tl.float32) * gradient_QK.to(tl.float32), 1)
     tl.store(dots_ptr + rows + queries, dots_Q, mask=queries < time)
-    log_sums_Q = tl.load(log_sums_ptr + rows + queries, mask=queries < time, other=0.0)
+    log_sums_Q = _load_numbers(log_sums_ptr + rows, queries, time, WHOLE)
     q_gradient_QK = tl.zeros((BLOCK, K), tl.float32)
-    for start in range(0, first + BLOCK, BLOCK):
-        keys = start + tl.arange(0, BLOCK)
-        k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, BLOCK, K, ROPE)
-        v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K)
-        weights_QS = tl.exp2(tl.dot(q_QK, k_SK.T) - log_sums_Q[:, None])
-        weights_QS = tl.where(queries[:, None] >= keys[None, :], weights_QS, 0.0)
-        scores_gradient_QS = weights_QS * (tl.dot(gradient_QK, v_SK.T) - dots_Q[:, None])
-        q_gradient_QK = tl.dot(scores_gradient_QS.to(q_QK.dtype), k_SK, q_gradient_QK)
-    q_gradient_QK = _rotate(q_gradient_QK * scale, cos_ptr, sin_ptr, queries, time, -1, BLOCK, K, ROPE)
+    for start in range(0, first, BLOCK):
+        q_gradient_QK = _query_gradient(
+            queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, start, qkv, cos_ptr, sin_ptr, time, width,
+            False, K, ROPE, BLOCK, WHOLE,
+        )  # fmt: skip
+    q_gradient_QK = _query_gradient(
+        queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, first, qkv, cos_ptr, sin_ptr, time, width,
+        True, K, ROPE, BLOCK, WHOLE,
+    )  # fmt: skip
+    q_gradient_QK = _rotate(q_gradient_QK * scale, cos_ptr, sin_ptr, queries, time, -1, K, ROPE, WHOLE)
     _store(qkv_gradient_ptr + triple, 3 * width, queries, time, q_gradient_QK.to(q_QK.dtype), K)
+
+
+@triton.jit
+def _key_gradients(
+    keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, start, qkv, cos_ptr, sin_ptr, log_sums_ptr, gradient_ptr, dots_ptr,
+    time, width, scale,
+    MASKED: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """Adds what one block of queries gives to the gradients of a block of keys and of their values."""
+    queries = start + tl.arange(0, BLOCK)
+    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, K, ROPE, WHOLE)
+    gradient_QK = _load(gradient_ptr, width, queries, time, K, WHOLE)
+    log_sums_Q = _load_numbers(log_sums_ptr, queries, time, WHOLE)
+    dots_Q = _load_numbers(dots_ptr, queries, time, WHOLE)
+    weights_SQ = tl.exp2(tl.dot(k_SK, q_QK.T) - log_sums_Q[None, :])
+    if MASKED:
+        weights_SQ = tl.where(queries[None, :] >= keys[:, None], weights_SQ, 0.0)
+    v_gradient_SK = tl.dot(weights_SQ.to(v_SK.dtype), gradient_QK, v_gradient_SK)
+    scores_gradient_SQ = weights_SQ * (tl.dot(v_SK, gradient_QK.T) - dots_Q[None, :])
+    return tl.dot(scores_gradient_SQ.to(v_SK.dtype), q_QK, k_gradient_SK), v_gradient_SK
 
 
 @triton.jit
 def _backward_keys(
     qkv_ptr, cos_ptr, sin_ptr, log_sums_ptr, gradient_ptr, dots_ptr, qkv_gradient_ptr, time, heads, scale,
-    K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr,
+    K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: the gradients of the keys and of their values."""
     single, triple, rows = _offsets(time, heads, K)
@@ -137,89 +197,65 @@ def _backward_keys(
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     keys = first + tl.arange(0, BLOCK)
-    v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K)
-    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, BLOCK, K, ROPE)
+    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, K, ROPE, WHOLE)
+    v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K, WHOLE)
     k_gradient_SK = tl.zeros((BLOCK, K), tl.float32)
     v_gradient_SK = tl.zeros((BLOCK, K), tl.float32)
-    for start in range(first, time, BLOCK):
-        queries = start + tl.arange(0, BLOCK)
-        q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, BLOCK, K, ROPE)
-        gradient_QK = _load(gradient_ptr + single, width, queries, time, K)
-        log_sums_Q = tl.load(log_sums_ptr + rows + queries, mask=queries < time, other=0.0)
-        dots_Q = tl.load(dots_ptr + rows + queries, mask=queries < time, other=0.0)
-        weights_SQ = tl.exp2(tl.dot(k_SK, q_QK.T) - log_sums_Q[None, :])
-        weights_SQ = tl.where(queries[None, :] >= keys[:, None], weights_SQ, 0.0)
-        v_gradient_SK = tl.dot(weights_SQ.to(v_SK.dtype), gradient_QK, v_gradient_SK)
-        scores_gradient_SQ = weights_SQ * (tl.dot(v_SK, gradient_QK.T) - dots_Q[None, :])
-        k_gradient_SK = tl.dot(scores_gradient_SQ.to(v_SK.dtype), q_QK, k_gradient_SK)
-    k_gradient_SK = _rotate(k_gradient_SK * LN_2, cos_ptr, sin_ptr, keys, time, -1, BLOCK, K, ROPE)
+    k_gradient_SK, v_gradient_SK = _key_gradients(
+        keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, first, qkv, cos_ptr, sin_ptr, log_sums_ptr + rows,
+        gradient_ptr + single, dots_ptr + rows, time, width, scale, True, K, ROPE, BLOCK, WHOLE,
+    )  # fmt: skip
+    for start in range(first + BLOCK, time, BLOCK):
+        k_gradient_SK, v_gradient_SK = _key_gradients(
+            keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, start, qkv, cos_ptr, sin_ptr, log_sums_ptr + rows,
+            gradient_ptr + single, dots_ptr + rows, time, width, scale, False, K, ROPE, BLOCK, WHOLE,
+        )  # fmt: skip
+    k_gradient_SK = _rotate(k_gradient_SK * LN_2, cos_ptr, sin_ptr, keys, time, -1, K, ROPE, WHOLE)
     _store(qkv_gradient_ptr + triple + width, 3 * width, keys, time, k_gradient_SK.to(v_SK.dtype), K)
     _store(qkv_gradient_ptr + triple + 2 * width, 3 * width, keys, time, v_gradient_SK.to(v_SK.dtype), K)
 
 
-def _settings(qkv_BT3HK: Tensor, cos: Tensor | None) -> tuple[tuple[int, int], dict[str, Any]]:
+def _settings(qkv_BT3HK: Tensor, cos: Tensor | None, registers: int) -> tuple[tuple[int, int], dict[str, Any]]:
     batch_size, time, _, heads, width = qkv_BT3HK.shape
-    return (triton.cdiv(time, BLOCK), batch_size * heads), {
+    settings: dict[str, Any] = {
         "time": time, "heads": heads, "scale": width**-0.5, "K": width, "ROPE": cos is not None, "BLOCK": BLOCK,
-        "num_warps": WARPS, "num_stages": 1,
+        "WHOLE": time % BLOCK == 0, "num_warps": WARPS, "num_stages": 1,
     }  # fmt: skip
+    if width <= 32 and qkv_BT3HK.dtype.itemsize == 2:  # more programs at a time; wider heads would spill registers
+        settings["maxnreg"] = registers
+    return (triton.cdiv(time, BLOCK), batch_size * heads), settings
 
 
-@torch.library.custom_op("lm::causal_attention", mutates_args=())
-def causal_attention(qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Causal attention of rotated queries and keys to values.
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+        batch_size, time, _, heads, width = qkv_BT3HK.shape
+        out_BTHK = qkv_BT3HK.new_empty(batch_size, time, heads, width)
+        log_sums_BHT = qkv_BT3HK.new_empty(batch_size, heads, time, dtype=torch.float32)
+        grid, settings = _settings(qkv_BT3HK, cos, 96)
+        _forward[grid](qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT, **settings)
+        ctx.save_for_backward(qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT)
+        return out_BTHK
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT = ctx.saved_tensors
+        qkv_gradient_BT3HK, dots_BHT = torch.empty_like(qkv_BT3HK), torch.empty_like(log_sums_BHT)
+        gradient = gradients[0].contiguous()
+        grid, settings = _settings(qkv_BT3HK, cos, 128)
+        _backward_queries[grid](
+            qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT, gradient, dots_BHT, qkv_gradient_BT3HK, **settings
+        )
+        _backward_keys[grid](qkv_BT3HK, cos, sin, log_sums_BHT, gradient, dots_BHT, qkv_gradient_BT3HK, **settings)
+        return qkv_gradient_BT3HK, None, None
+
+
+def causal_attention(qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """Causal attention of rotated queries and keys to values, (B, T, H, K).
 
     Args:
         qkv_BT3HK: in one piece; K a power of two, at least 16.
         cos: (T or more, K / 2) of the angles by which pairs of neighbours are rotated, float32; None for no rotation.
         sin: likewise.
-
-    Returns:
-        (B, T, H, K), and (B, H, T) logarithms of the sums of exponentials, for the backward pass.
     """
-    batch_size, time, _, heads, width = qkv_BT3HK.shape
-    out_BTHK = qkv_BT3HK.new_empty(batch_size, time, heads, width)
-    log_sums_BHT = qkv_BT3HK.new_empty(batch_size, heads, time, dtype=torch.float32)
-    grid, settings = _settings(qkv_BT3HK, cos)
-    _forward[grid](qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT, **settings)
-    return out_BTHK, log_sums_BHT
-
-
-@torch.library.custom_op("lm::causal_attention_backward", mutates_args=())
-def causal_attention_backward(
-    qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None, out_BTHK: Tensor, log_sums_BHT: Tensor, gradient: Tensor
-) -> Tensor:
-    """The gradient of `causal_attention`'s first argument."""
-    qkv_gradient_BT3HK = torch.empty_like(qkv_BT3HK)
-    dots_BHT = torch.empty_like(log_sums_BHT)
-    gradient = gradient.contiguous()
-    grid, settings = _settings(qkv_BT3HK, cos)
-    _backward_queries[grid](
-        qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT, gradient, dots_BHT, qkv_gradient_BT3HK, **settings
-    )
-    _backward_keys[grid](qkv_BT3HK, cos, sin, log_sums_BHT, gradient, dots_BHT, qkv_gradient_BT3HK, **settings)
-    return qkv_gradient_BT3HK
-
-
-@causal_attention.register_fake
-def _(qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, Tensor]:
-    batch_size, time, _, heads, width = qkv_BT3HK.shape
-    log_sums_BHT = qkv_BT3HK.new_empty(batch_size, heads, time, dtype=torch.float32)
-    return qkv_BT3HK.new_empty(batch_size, time, heads, width), log_sums_BHT
-
-
-@causal_attention_backward.register_fake
-def _(qkv_BT3HK: Tensor, *rest: Tensor | None) -> Tensor:
-    return torch.empty_like(qkv_BT3HK)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor | None], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _gradient(ctx: Any, gradient_BTHK: Tensor, _: Tensor | None) -> tuple[Tensor, None, None]:
-    return causal_attention_backward(*ctx.saved_tensors, gradient_BTHK), None, None
-
-
-causal_attention.register_autograd(_gradient, setup_context=_keep)
+    return _CausalAttention.apply(qkv_BT3HK, cos, sin)  # pyright: ignore

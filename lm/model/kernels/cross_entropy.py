@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 @triton.jit
-def _loss_into_gradient(logits_ptr, targets_ptr, losses_ptr, vocab_size, row_length, BLOCK: tl.constexpr):
+def _loss_into_gradient(logits_ptr, targets_ptr, losses_ptr, vocab_size, row_length, scale, BLOCK: tl.constexpr):
     """One row, read three times (the second and third time from a cache): maximum, sum, softmax minus one-hot."""
     row = tl.program_id(0).to(tl.int64)
     logits = logits_ptr + row * row_length
@@ -33,13 +33,15 @@ def _loss_into_gradient(logits_ptr, targets_ptr, losses_ptr, vocab_size, row_len
     for start in range(0, row_length, BLOCK):
         x = tl.load(logits + start + v, mask=start + v < vocab_size, other=-float("inf")).to(tl.float32)
         gradient = tl.exp(x - log_sum) - tl.where(start + v == target, 1.0, 0.0)
-        tl.store(logits + start + v, gradient, mask=start + v < row_length)
+        tl.store(logits + start + v, gradient * scale, mask=start + v < row_length)
 
 
-def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int) -> Tensor:
+def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int, scale: float) -> Tensor:
     """As `lm.model.loss.loss_into_gradient`; rows in one piece."""
     rows, row_length = logits_RV.shape
     losses_R = torch.empty(rows, device=logits_RV.device, dtype=torch.float32)
     block, warps = (4096, 8) if row_length <= 16_384 else (8192, 16)
-    _loss_into_gradient[(rows,)](logits_RV, targets_R, losses_R, vocab_size, row_length, BLOCK=block, num_warps=warps)
+    _loss_into_gradient[(rows,)](
+        logits_RV, targets_R, losses_R, vocab_size, row_length, scale, BLOCK=block, num_warps=warps
+    )
     return losses_R.sum()

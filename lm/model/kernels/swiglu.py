@@ -39,43 +39,27 @@ def _backward(gate_value_ptr, gradient_ptr, out_ptr, numbers, width, BLOCK: tl.c
     tl.store(out_ptr + at + width, gradient * gate * sigmoid, mask=there)
 
 
-@torch.library.custom_op("lm::swiglu", mutates_args=())
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_value_N2F: Tensor) -> Tensor:
+        tokens, double = gate_value_N2F.shape
+        out_NF = gate_value_N2F.new_empty(tokens, double // 2)
+        numbers, width = out_NF.numel(), double // 2
+        _forward[(triton.cdiv(numbers, BLOCK),)](gate_value_N2F, out_NF, numbers, width, BLOCK=BLOCK, num_warps=8)
+        ctx.save_for_backward(gate_value_N2F)
+        return out_NF
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gate_value_N2F,) = ctx.saved_tensors
+        gradient_NF, out_N2F = gradients[0].contiguous(), torch.empty_like(gate_value_N2F)
+        numbers, width = gradient_NF.numel(), gradient_NF.shape[1]
+        _backward[(triton.cdiv(numbers, BLOCK),)](
+            gate_value_N2F, gradient_NF, out_N2F, numbers, width, BLOCK=BLOCK, num_warps=8
+        )
+        return out_N2F
+
+
 def swiglu(gate_value_N2F: Tensor) -> Tensor:
     """silu(gate) * value, (N, F), of contiguous (N, 2F)."""
-    width = gate_value_N2F.shape[1] // 2
-    out_NF = gate_value_N2F.new_empty(gate_value_N2F.shape[0], width)
-    numbers = out_NF.numel()
-    _forward[(triton.cdiv(numbers, BLOCK),)](gate_value_N2F, out_NF, numbers, width, BLOCK=BLOCK, num_warps=8)
-    return out_NF
-
-
-@torch.library.custom_op("lm::swiglu_backward", mutates_args=())
-def swiglu_backward(gate_value_N2F: Tensor, gradient_NF: Tensor) -> Tensor:
-    """The gradient of `swiglu`'s argument."""
-    out_N2F = torch.empty_like(gate_value_N2F)
-    numbers, width = gradient_NF.numel(), gradient_NF.shape[1]
-    _backward[(triton.cdiv(numbers, BLOCK),)](
-        gate_value_N2F, gradient_NF.contiguous(), out_N2F, numbers, width, BLOCK=BLOCK, num_warps=8
-    )
-    return out_N2F
-
-
-@swiglu.register_fake
-def _(gate_value_N2F: Tensor) -> Tensor:
-    return gate_value_N2F.new_empty(gate_value_N2F.shape[0], gate_value_N2F.shape[1] // 2)
-
-
-@swiglu_backward.register_fake
-def _(gate_value_N2F: Tensor, gradient_NF: Tensor) -> Tensor:
-    return torch.empty_like(gate_value_N2F)
-
-
-def _keep(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gradient(ctx: Any, gradient_NF: Tensor) -> Tensor:
-    return swiglu_backward(*ctx.saved_tensors, gradient_NF)
-
-
-swiglu.register_autograd(_gradient, setup_context=_keep)
+    return _SwiGLU.apply(gate_value_N2F)  # pyright: ignore

@@ -1,0 +1,179 @@
+"""SwiGLU's two openings and its backward product, each with its pointwise part, in Triton for Hopper (H100, H200).
+
+The numbers of a tile are still in registers when its product ends: the forward kernel writes gate, value and their
+activation from there, and the backward kernel turns the activation's gradient into those of gate and value without
+ever storing it. Blocks of matrices come and go by the Tensor Memory Accelerator (TMA); what lies beyond a matrix's
+edge reads as zero and is not written. The other products are cuBLAS's.
+
+Shape letters: N tokens, D d_model, F d_ff; BN, BF, BD those of a block.
+"""
+# pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportIndexIssue=false
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from lm.model.products import kept, stacked, wide_product
+
+HOPPER = 9  # major compute capability
+MIN_TOKENS = 2048  # fewer leave multiprocessors without work
+BN, BD, STAGES = 128, 64, 3  # STAGES blocks of a product's factors are under way at a time
+FORWARD_BF, FORWARD_WARPS = 64, 4  # the product has a column of gates and one of values for each of F
+BACKWARD_BF, BACKWARD_WARPS = 128, 8
+BACKWARD_REGISTERS = 128  # of a thread, at most: two programs share a multiprocessor's 65,536
+ALIGNED = 8  # numbers of 16 bits; TMA wants rows, and so halves of one, to begin at multiples of 16 bytes
+
+
+@triton.jit
+def _place(tile, rows, columns, GROUP: tl.constexpr = 8):
+    """Row and column of a tile; those of GROUP rows come together, as the blocks that they share are then cached."""
+    group = tile // (GROUP * columns)
+    height = min(rows - group * GROUP, GROUP)
+    inside = tile % (GROUP * columns)
+    return group * GROUP + inside % height, inside // height
+
+
+@triton.jit
+def _halves(sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Left and right half of a block's columns."""
+    return sums.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
+
+
+@triton.jit
+def _forward(
+    x, w13, gates, values, acts, tokens, width,
+    D: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """Tiles that lie as many apart as there are programs; the next one's blocks load while the last one is written."""
+    rows, columns = tl.cdiv(tokens, BN), tl.cdiv(width, BF)
+    for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
+        row, column = _place(tile, rows, columns)
+        sums = tl.zeros((BN, 2 * BF), tl.float32)
+        for d in range(0, D, BD):
+            w = w13.load([0, column * BF, d]).reshape(2 * BF, BD)
+            sums = tl.dot(x.load([row * BN, d]), w.T, sums)
+        gate, value = _halves(sums, BN, 2 * BF)
+        at = [row * BN, column * BF]
+        gates.store(at, gate.to(gates.dtype))
+        values.store(at, value.to(values.dtype))
+        acts.store(at, (gate * tl.sigmoid(gate) * value).to(acts.dtype))
+
+
+@triton.jit
+def _store_gradients(act_gradient, gates, values, gate_gradients, value_gradients, at):
+    gate, value = gates.load(at), values.load(at)
+    gate = gate.to(tl.float32)
+    sigmoid = tl.sigmoid(gate)
+    scaled = act_gradient * sigmoid
+    gate_gradient = scaled * value.to(tl.float32) * (1 + gate * (1 - sigmoid))
+    value_gradient = scaled * gate
+    gate_gradients.store(at, gate_gradient.to(gate_gradients.dtype))
+    value_gradients.store(at, value_gradient.to(value_gradients.dtype))
+
+
+@triton.jit
+def _backward(
+    gradient, w2, gates, values, gate_gradients, value_gradients, tokens, width,
+    D: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """One tile; its halves follow one another, which halves the registers that the pointwise part takes."""
+    row, column = _place(tl.program_id(0), tl.cdiv(tokens, BN), tl.cdiv(width, BF))
+    sums = tl.zeros((BN, BF), tl.float32)
+    for d in range(0, D, BD):
+        sums = tl.dot(gradient.load([row * BN, d]), w2.load([d, column * BF]), sums)
+    left, right = _halves(sums, BN, BF)
+    at = [row * BN, column * BF]
+    _store_gradients(left, gates, values, gate_gradients, value_gradients, at)
+    at = [row * BN, column * BF + BF // 2]
+    _store_gradients(right, gates, values, gate_gradients, value_gradients, at)
+
+
+def _blocks(matrix: Tensor, *shape: int) -> TensorDescriptor:
+    """The matrix as TMA takes it: a kernel's argument, held on the host, for blocks of this shape."""
+    return TensorDescriptor.from_tensor(matrix, list(shape))
+
+
+def _settings(d_model: int, block: int, warps: int) -> dict[str, int]:
+    return {"D": d_model, "BN": BN, "BF": block, "BD": BD, "num_warps": warps, "num_stages": STAGES}
+
+
+def _open(x_ND: Tensor, w13: Tensor) -> tuple[Tensor, Tensor]:
+    """Gates and values, (N, 2F), and silu(gate) * value, (N, F)."""
+    (tokens, d_model), width, block = x_ND.shape, len(w13) // 2, FORWARD_BF
+    gate_value_N2F, act_NF = x_ND.new_empty(tokens, 2 * width), x_ND.new_empty(tokens, width)
+    outs = [_blocks(out, BN, block) for out in (*gate_value_N2F.chunk(2, 1), act_NF)]
+    tiles = triton.cdiv(tokens, BN) * triton.cdiv(width, block)
+    programs = min(tiles, 2 * _properties(x_ND.device).multi_processor_count)
+    _forward[(programs,)](
+        _blocks(x_ND, BN, BD), _blocks(w13.view(2, width, d_model), 2, block, BD), *outs, tokens, width,
+        **_settings(d_model, block, FORWARD_WARPS),
+    )  # fmt: skip
+    return gate_value_N2F, act_NF
+
+
+def _open_gradient(gradient_ND: Tensor, w2: Tensor, gate_value_N2F: Tensor) -> Tensor:
+    """The gradient of gates and values, (N, 2F), from that of the feed-forward's output."""
+    (tokens, d_model), width, block = gradient_ND.shape, w2.shape[1], BACKWARD_BF
+    out_N2F = torch.empty_like(gate_value_N2F)
+    halves = [_blocks(half, BN, block // 2) for half in (*gate_value_N2F.chunk(2, 1), *out_N2F.chunk(2, 1))]
+    _backward[(triton.cdiv(tokens, BN) * triton.cdiv(width, block),)](
+        _blocks(gradient_ND, BN, BD), _blocks(w2, BD, block), *halves, tokens, width,
+        **_settings(d_model, block, BACKWARD_WARPS), maxnreg=BACKWARD_REGISTERS,
+    )  # fmt: skip
+    return out_N2F
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
+        w13, w2_narrow = kept((w1, w3), x_ND.dtype), w2.to(x_ND.dtype)
+        gate_value_N2F, act_NF = _open(x_ND, stacked(w13, x_ND.dtype))
+        ctx.save_for_backward(x_ND, gate_value_N2F, act_NF, w2_narrow, *w13)
+        ctx.wide = w1.dtype
+        return wide_product(act_NF, w2_narrow.T, x_ND.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        x_ND, gate_value_N2F, act_NF, w2, *w13 = ctx.saved_tensors
+        gradient_ND = gradients[0].contiguous()
+        gradient_N2F = _open_gradient(gradient_ND, w2, gate_value_N2F)
+        of_w2 = wide_product(gradient_ND.T, act_NF, ctx.wide)
+        of_w1, of_w3 = wide_product(gradient_N2F.T, x_ND, ctx.wide).chunk(2)
+        of_x = wide_product(gradient_N2F, stacked(w13, x_ND.dtype), x_ND.dtype)
+        return of_x, of_w1, of_w3, of_w2
+
+
+@cache
+def _properties(device: torch.device) -> Any:
+    return torch.cuda.get_device_properties(device)
+
+
+def fits(x: Tensor, *weights: Tensor) -> bool:
+    """Whether `feed_forward` takes these arguments, and is worth while."""
+    return (
+        x.is_cuda
+        and _properties(x.device).major == HOPPER
+        and x.dtype == torch.bfloat16
+        and x.numel() >= MIN_TOKENS * x.shape[-1]
+        and all(weight.dtype in (torch.float32, x.dtype) for weight in weights)
+        and all(size % ALIGNED == 0 for weight in weights for size in weight.shape)
+    )
+
+
+def feed_forward(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
+    """w2(silu(w1 x) * w3 x), (..., D) to (..., D), as `lm.model.SwiGLU` with the weights rounded to the type of x.
+
+    The weights' gradients have the weights' type. For arguments that `fits` takes.
+
+    Args:
+        x: (..., D), bfloat16, in one piece.
+        w1: (F, D), of the gates; float32 or bfloat16, as all three.
+        w3: (F, D), of the values.
+        w2: (D, F).
+    """
+    return _FeedForward.apply(x.reshape(-1, x.shape[-1]), w1, w3, w2).view(x.shape)  # pyright: ignore
