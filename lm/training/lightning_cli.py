@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -21,6 +22,7 @@ from lm.data.datamodule import TokenDataModule
 from lm.terminal import say
 from lm.training.allowed import require_allowed
 from lm.training.callbacks import LastStep, RunConfiguration, RunRecord, Samples, StartingWeights
+from lm.training.data_parallel import DataParallel
 from lm.training.fsdp import STRATEGIES
 from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
@@ -51,6 +53,8 @@ def run(command: str, arguments: list[str], description: str) -> int:
     warnings.filterwarnings("ignore", message=".*attribute of a Tensor that is not a leaf")  # torch.compile's own
     warnings.filterwarnings("ignore", message=".*AccumulateGrad node's stream does not match")  # of recorded graphs
     torch.set_float32_matmul_precision("high")
+    # What Lightning takes for several devices where no strategy is named.
+    StrategyRegistry.register("ddp", DataParallel, description="ours", override=True)
     only_told = {"-h", "--help", "--print_config"} & set(arguments)
     if command == "validate" and not only_told:
         arguments = _with_run(arguments)

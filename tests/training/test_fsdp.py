@@ -51,21 +51,22 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Runs:
-    """The same run by one process, and by two with everything sharded."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two")}
-    for name, options in (("one", ()), ("two", (*SHARDED, 2))):
+    """The same run by one process, by two with everything sharded, and by two with the whole model."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two", "ddp")}
+    for name, options in (("one", ()), ("two", (*SHARDED, 2)), ("ddp", ("--trainer.devices", 2))):
         done = fit(folders[name], "--config", tiny_config, *PLAIN, *options)
         assert done.returncode == 0, done.stderr
     return folders
 
 
-def test_two_processes_give_the_losses_and_weights_of_one(runs: Runs) -> None:
-    one, two = curves(runs["one"]), curves(runs["two"])
+@pytest.mark.parametrize("kind", ["two", "ddp"])
+def test_two_processes_give_the_losses_and_weights_of_one(runs: Runs, kind: str) -> None:
+    one, two = curves(runs["one"]), curves(runs[kind])
     for tag in ("train/loss", "val/loss", "train/gradient_norm", "train/tokens_seen"):
         assert one[tag].keys() == two[tag].keys()
         for step, value in one[tag].items():
             assert two[tag][step] == pytest.approx(value, abs=2e-5), (tag, step)
-    assert_close(state(runs["one"]), state(runs["two"]))
+    assert_close(state(runs["one"]), state(runs[kind]))
 
 
 def test_a_process_writes_its_rows_only(runs: Runs) -> None:
@@ -82,7 +83,7 @@ def test_a_process_writes_its_rows_only(runs: Runs) -> None:
 def test_tools_read_shards(runs: Runs) -> None:
     with torch.no_grad():
         ids = torch.arange(8)[None]
-        logits = [find_run(saved(runs[name])).load_model()(ids) for name in runs]
+        logits = [find_run(saved(runs[name])).load_model()(ids) for name in ("one", "two")]
     torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
 
 
