@@ -55,5 +55,5 @@ if __name__ == "__main__":
     parser.add_argument("--strategy", choices=["auto", *STRATEGIES], default="auto")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
+    parser.add_argument("--steps", type=int, default=100, help="steps of a block")
     main(parser.parse_args())

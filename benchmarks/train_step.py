@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from benchmarks.machine import median, save
 from lm.accounting import PRESETS, model_flop_utilisation, peak_flops
 from lm.data.sampler import Slice, TrainBatches
+from lm.data.transfer import PromptBatches
 from lm.model import ModelConfig, TransformerLM
 from lm.optim import AdamW, clipping_factor, parameter_groups
 from lm.training import LanguageModel
@@ -98,6 +99,17 @@ class Clock(Callback):
         self.tick()
 
 
+class Batches(PromptBatches):
+    """Batches of random tokens, as `fit` gets those of its text."""
+
+    def __init__(self, batches: TrainBatches) -> None:
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self) -> TrainBatches:
+        return self.batches
+
+
 def fit(
     case: Case, strategy: str | Strategy = "auto", rank: int = 0, devices: int = 1, checkpointing: bool = False
 ) -> list[float]:
@@ -121,7 +133,7 @@ def fit(
             default_root_dir=folder,
             enable_checkpointing=False,
             enable_model_summary=False,
-        ).fit(LanguageModel(net, compile=True, checkpointing=checkpointing), train_dataloaders=batches)
+        ).fit(LanguageModel(net, compile=True, checkpointing=checkpointing), datamodule=Batches(batches))
     return clock.seconds
 
 
@@ -278,6 +290,6 @@ if __name__ == "__main__":
     parser.add_argument("--only", nargs="*", default=[], help="names of those to run: fit, bare, readable, ...")
     parser.add_argument("--shapes", nargs="*", default=[], help="of tinystories and gpt2-small; by default all")
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="steps of a block")
+    parser.add_argument("--steps", type=int, default=100, help="steps of a block")
     parser.add_argument("--out", type=Path, default=Path("build/train_step.json"))
     main(parser.parse_args())

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "__init__": {"loaded"},
 }
 ONLY_IN = {
-    "lightning": ("training/", "data/datamodule.py"),
+    "lightning": ("training/", "data/transfer.py"),
     "jsonargparse": ("cli.py",),
     "regex": ("tokenizer/",),
     "numba": (

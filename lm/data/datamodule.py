@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
 
 from lm.data.prepare import PreparedData, prepare
 from lm.data.sampler import Order, Slice, TrainBatches, ValidWindows
 from lm.data.sources import SourceName, StoryCorpus
 from lm.data.tokens import SplitMeta, TokenFiles
+from lm.data.transfer import PromptBatches
 from lm.tokenizer import Tokenizer
 
 log = logging.getLogger("lm")
 
 
-class TokenDataModule(LightningDataModule):
+class TokenDataModule(PromptBatches):
     """Text to batches of token ids.
 
     Args:

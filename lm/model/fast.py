@@ -33,23 +33,23 @@ def fast_block(block: TransformerBlock, stream: Stream, packed: bool = True) -> 
     Args:
         block: the block.
         stream: (B, T, D) each.
-        packed: where there are no kernels, multiply by packed matrices, which are kept for the backward pass; or else
-            by the parameters.
+        packed: multiply by packed matrices, which are kept for the backward pass, and take kernels where there are any;
+            or else multiply by the parameters, in operations that torch.compile sees through.
     """
     if block.post_norm:
-        x_BTD = add_norm(block.ln1, stream)[0]
-        x_BTD = add_norm(block.ln1, (x_BTD, block.dropout(fast_attention(block.attn, x_BTD, packed))))[1]
-        return add_norm(block.ln2, (x_BTD, block.dropout(fast_feed_forward(block.ffn, x_BTD, packed))))[1], None
-    x_BTD, normed_BTD = add_norm(block.ln1, stream)
+        x_BTD = stream[0]
+        x_BTD = add_norm(block.ln1, (x_BTD, block.dropout(fast_attention(block.attn, x_BTD, packed))), packed)[1]
+        return add_norm(block.ln2, (x_BTD, block.dropout(fast_feed_forward(block.ffn, x_BTD, packed))), packed)[1], None
+    x_BTD, normed_BTD = add_norm(block.ln1, stream, packed)
     stream = x_BTD, block.dropout(fast_attention(block.attn, normed_BTD, packed))
-    x_BTD, normed_BTD = add_norm(block.ln2, stream)
+    x_BTD, normed_BTD = add_norm(block.ln2, stream, packed)
     return x_BTD, block.dropout(fast_feed_forward(block.ffn, normed_BTD, packed))
 
 
-def add_norm(norm: nn.Module, stream: Stream) -> tuple[Tensor, Tensor]:
-    """The stream's sum, and its norm."""
+def add_norm(norm: nn.Module, stream: Stream, by_kernel: bool = True) -> tuple[Tensor, Tensor]:
+    """The stream's sum, and its norm; by a kernel where there is one, unless that is not wanted."""
     x_BTD, delta_BTD = stream
-    if isinstance(norm, RMSNorm) and has_triton(x_BTD.device):
+    if by_kernel and isinstance(norm, RMSNorm) and has_triton(x_BTD.device):
         from lm.model.kernels.norm import add_norm as kernel
 
         return kernel(x_BTD, delta_BTD, norm.weight, norm.eps)
@@ -71,7 +71,7 @@ def fast_embedding(embedding: nn.Module, token_ids: Tensor) -> Tensor:
 
 def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor, packed: bool) -> Tensor:
     """`attn(x)`, (B, T, D) to (B, T, D)."""
-    if has_triton(x_BTD.device) and attn.attention == "fused":
+    if packed and has_triton(x_BTD.device) and attn.attention == "fused":
         return product(attention_by_kernels(attn, x_BTD).flatten(-2), attn.output_proj.weight)
     by_halves = attn.rope is not None
     if packed:
@@ -139,7 +139,7 @@ def rotate_halves(rope: RotaryPositionEmbedding, x_BTHK: Tensor) -> Tensor:
 
 def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor, packed: bool) -> Tensor:
     """`ffn(x)`, (B, T, D) to (B, T, D)."""
-    if has_triton(x_BTD.device):
+    if packed and has_triton(x_BTD.device):
         if not isinstance(ffn, SwiGLU):
             return product(F.silu(product(x_BTD, ffn.w1.weight)), ffn.w2.weight)
         weights = ffn.w1.weight, ffn.w3.weight, ffn.w2.weight

@@ -36,6 +36,8 @@ def linear_cross_entropy(
             them.
         is_last: whether nothing is done with the loss but to differentiate it, which saves a pass over the gradients.
     """
+    if not torch.is_grad_enabled():
+        weight_VD = weight_VD.detach()  # a parameter's gradient would be worked out whether it is wanted or not
     rows = x.flatten(0, -2)
     loss: Tensor = _LinearCrossEntropy.apply(rows, weight_VD, targets.flatten(), compiled, is_last)  # pyright: ignore
     return loss
@@ -96,7 +98,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if needs_gradient:
             ctx.save_for_backward(x_parts[0] if len(x_parts) == 1 else torch.cat(x_parts), weight_gradient_VD)
         ctx.is_last = is_last
-        return torch.stack(losses).sum() / len(targets_N)
+        return (losses[0] if len(losses) == 1 else torch.stack(losses).sum()) / len(targets_N)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:

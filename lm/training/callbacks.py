@@ -15,7 +15,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lm import __version__
-from lm.generation import SamplingConfig, generate_text
+from lm.generation import Decoder, SamplingConfig, generate_text
 from lm.tokenizer import END_OF_TEXT
 from lm.training.metrics import DivergedError, Metrics, language_model, loss_metrics
 from lm.training.resume import DIVERGED, check_resume, run_identity
@@ -66,16 +66,16 @@ class Samples(Callback):
             return
         if module.is_sharded:
             return
-        on_cuda = trainer.strategy.root_device.type == "cuda"  # elsewhere bfloat16 decodes slower than float32
-        with torch.autocast("cuda", torch.bfloat16, enabled=on_cuda and "bf16" in str(trainer.precision)):
-            self.latest = generate_text(
-                module.net,
-                data.tokenizer,
-                [END_OF_TEXT],
-                max_new_tokens=self.max_new_tokens,
-                sampling=SamplingConfig(temperature=0.8),
-                seed=self.seed,
-            )[0].strip()
+        # Elsewhere bfloat16 decodes slower than float32, and a decoder in the weights' type would move the weights.
+        is_narrow = trainer.strategy.root_device.type == "cuda" and "bf16" in str(trainer.precision)
+        self.latest = generate_text(
+            Decoder(module.net, torch.bfloat16) if is_narrow else module.net,
+            data.tokenizer,
+            [END_OF_TEXT],
+            max_new_tokens=self.max_new_tokens,
+            sampling=SamplingConfig(temperature=0.8),
+            seed=self.seed,
+        )[0].strip()
         for logger in trainer.loggers:
             if (writer := getattr(logger, "experiment", None)) is not None and hasattr(writer, "add_text"):
                 writer.add_text("sample", self.latest.replace("\n", "  \n"), trainer.global_step)

@@ -1,6 +1,6 @@
 """Training with the whole model in every process: gradients are averaged over all of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch import Tensor
 class DataParallel(DDPStrategy):
     """Lightning's strategy of that kind, without torch's wrapper around the model, which CUDA graphs would bypass.
 
-    Its words for a run (`ddp`), its launchers and its processes are Lightning's.
+    Its name for a run (`ddp`), its launchers and its processes are Lightning's.
     """
 
     def configure_ddp(self) -> None:
@@ -21,42 +21,16 @@ class DataParallel(DDPStrategy):
             for tensor in (*self.lightning_module.parameters(), *self.lightning_module.buffers()):
                 dist.broadcast(tensor, 0)
 
-    def average(self, gradients: Sequence[Tensor]) -> None:
-        """Put the mean over all processes into each of them; all are asked in one order."""
-        begun = [self._begin(gradient) for gradient in gradients]
-        for end in begun:
-            end()
+    def average(self, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """Their means over all processes: parts of one tensor, so that there is one exchange.
 
-    def averaging(self, parameters: Sequence[Tensor]) -> Callable[[], None]:
-        """From now on each gradient is averaged as soon as it is whole, beside the rest of the backward pass.
-
-        Returns:
-            What ends this, after the pass, and waits for the last of them.
+        It comes after the backward pass. Exchanges beside it take multiprocessors away from products that count on all
+        of them, and cost more than they hide.
         """
-        begun: list[Callable[[], None]] = []
-
-        def begin(parameter: Tensor) -> None:
-            assert parameter.grad is not None
-            begun.append(self._begin(parameter.grad))
-
-        hooks = [parameter.register_post_accumulate_grad_hook(begin) for parameter in parameters]
-
-        def end() -> None:
-            for hook in hooks:
-                hook.remove()
-            for wait in begun:
-                wait()
-
-        return end
-
-    def _begin(self, gradient: Tensor) -> Callable[[], None]:
-        averages = gradient.is_cuda  # gloo can only sum
-        work = dist.all_reduce(gradient, dist.ReduceOp.AVG if averages else dist.ReduceOp.SUM, async_op=True)
-        assert work is not None
-
-        def end() -> None:
-            work.wait()
-            if not averages:
-                gradient.div_(self.world_size)
-
-        return end
+        whole = torch.cat([gradient.flatten() for gradient in gradients])
+        averages = whole.is_cuda  # gloo can only sum
+        dist.all_reduce(whole, dist.ReduceOp.AVG if averages else dist.ReduceOp.SUM)
+        if not averages:
+            whole /= self.world_size
+        parts = whole.split([gradient.numel() for gradient in gradients])
+        return [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]

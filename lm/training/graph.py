@@ -25,13 +25,12 @@ class RecordedStep:
 
     Args:
         net: the model, on a CUDA device.
-        watch: called before each pass, for hooks on the parameters' gradients that are to be recorded with it; what it
-            returns is called after the pass.
+        average: what is to be recorded after each pass: takes the gradients and gives those that are delivered.
     """
 
-    def __init__(self, net: TransformerLM, watch: Callable[[], Callable[[], object]] | None = None) -> None:
+    def __init__(self, net: TransformerLM, average: Callable[[list[Tensor]], list[Tensor]] | None = None) -> None:
         self.net = net
-        self.watch = watch
+        self.average = average
         self.parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._newest: _Recorded | None = None
@@ -68,13 +67,12 @@ class RecordedStep:
         def run() -> tuple[Tensor, list[Tensor]]:
             for parameter in self.parameters:
                 parameter.grad = None
-            end = self.watch() if self.watch is not None else lambda: None
             with torch.autocast("cuda", narrow, enabled=enabled, cache_enabled=False):
                 loss = self.net.loss(*batch, is_last=True)
             with torch.autocast("cuda", enabled=False):
                 loss.backward()
-            end()
-            return loss.detach(), [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+            return loss.detach(), gradients if self.average is None else self.average(gradients)
 
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):

@@ -156,7 +156,7 @@ def _require_sense(loss: float, module: LanguageModel, step: int) -> None:
 
 def _diverged(module: LanguageModel, what: str) -> str:
     line = f"training diverged: {what} the gradient norm is {float(module.gradient_norm):.4g}"
-    if (first := int(module.first_bad_step)) >= 0:
+    if (first := module.first_bad_step) >= 0:
         line += f"; the first gradient that is no number came at step {first + 1}"
         if module.data is not None:
             starts = module.data.train_dataloader().starts(first)

@@ -3,7 +3,6 @@
 Shape letters: B batch, T time, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -92,7 +91,8 @@ class LanguageModel(LightningModule):
         self.net = TransformerLM(net)
         self.net.checkpointing = checkpointing
         self.gradient_norm = torch.tensor(float("nan"))
-        self.first_bad_step = torch.tensor(-1)  # from 0; stays on the device, as asking costs time
+        self._norms: list[tuple[int, Tensor]] = []  # of steps whose norms nobody has looked at: asking takes time
+        self._first_bad_step = -1
         self.train_loss_sum = torch.tensor(0.0)
         self.train_loss_count = 0
         self.valid_loss = float("nan")
@@ -124,21 +124,19 @@ class LanguageModel(LightningModule):
                 )
         on_cuda, has_kernels = strategy.root_device.type == "cuda", has_triton(strategy.root_device)
         wanted = self.compile_net if self.compile_net is not None else on_cuda
-        self.net.speed_up(wanted and not has_kernels, packed=not self.is_sharded)
+        self.net.speed_up(wanted and (self.is_sharded or not has_kernels), packed=not self.is_sharded)
         can_record = isinstance(strategy, SingleDeviceStrategy | DataParallel) and not self.config.dropout
         if wanted and has_kernels and can_record and not self.net.checkpointing:
-            self._recorded = RecordedStep(self.net, self._averaging if self._averages_early else None)
+            at_once = self.trainer.accumulate_grad_batches == 1
+            self._recorded = RecordedStep(
+                self.net, strategy.average if isinstance(strategy, DataParallel) and at_once else None
+            )
         if not on_cuda:
             keep_freed_memory()
 
-    @property
-    def _averages_early(self) -> bool:
-        """Whether gradients are averaged over the processes within the recorded backward pass."""
-        return isinstance(self.trainer.strategy, DataParallel) and self.trainer.accumulate_grad_batches == 1
-
-    def _averaging(self) -> Callable[[], object]:
-        assert isinstance(self.trainer.strategy, DataParallel)
-        return self.trainer.strategy.averaging(list(self.net.parameters()))
+    def teardown(self, stage: str) -> None:
+        """Let go of what was recorded: a process group with an exchange in it could not end."""
+        self._recorded = None
 
     def configure_model(self) -> None:
         """Shard the model where the strategy is to do so."""
@@ -205,7 +203,18 @@ class LanguageModel(LightningModule):
         mean = self.trainer.strategy.reduce(self.train_loss_sum / self.train_loss_count, reduce_op="mean")
         self.train_loss_sum = torch.zeros_like(self.train_loss_sum)
         self.train_loss_count = 0
+        self._first_bad_step = self.first_bad_step
         return float(mean)
+
+    @property
+    def first_bad_step(self) -> int:
+        """The first optimizer step, from 0, whose gradient was no number; -1 where there was none."""
+        if self._norms and self._first_bad_step < 0:
+            bad = torch.stack([norm for _, norm in self._norms]).isfinite().logical_not().nonzero()
+            if len(bad):
+                self._first_bad_step = self._norms[int(bad[0])][0]
+        self._norms.clear()
+        return self._first_bad_step
 
     def on_validation_epoch_start(self) -> None:
         precise = torch.float32 if self.device.type == "mps" else torch.float64
@@ -238,13 +247,15 @@ class LanguageModel(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         strategy = self.trainer.strategy
-        if isinstance(strategy, DataParallel) and not (self._recorded is not None and self._averages_early):
-            strategy.average([x.grad for x in self.net.parameters() if x.grad is not None])
+        if isinstance(strategy, DataParallel) and (self._recorded is None or self._recorded.average is None):
+            trained = [parameter for parameter in self.net.parameters() if parameter.grad is not None]
+            means = strategy.average([parameter.grad for parameter in trained if parameter.grad is not None])
+            for parameter, mean in zip(trained, means, strict=True):
+                parameter.grad = mean
         assert isinstance(optimizer, AdamW)
         norm, optimizer.gradient_factor = clipping_factor(self.net.parameters(), self.optimizer_config.max_l2_norm)
         self.gradient_norm = norm
-        first = self.first_bad_step = self.first_bad_step.to(norm.device)
-        self.first_bad_step = torch.where((first < 0) & ~norm.isfinite(), self.global_step, first)
+        self._norms.append((self.global_step, norm))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["lm"] = run_identity(self, self.data)

@@ -54,28 +54,21 @@ def _rotate(parts: Sequence[Tensor], out_BT3HK: Tensor, cos: Tensor, sin: Tensor
     )  # fmt: skip
 
 
-class _RotatedAttention(torch.autograd.Function):
+class _Rotated(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    def forward(ctx: Any, qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, ...]:
         q, k, v = qkv_BT3HK.unbind(2)
         if cos is not None and sin is not None:
             _rotate((q, k), qkv_BT3HK, cos, sin, 1)
-        with torch.enable_grad():
-            q, k, v = (x.detach().transpose(1, 2).requires_grad_() for x in (q, k, v))
-            out_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        ctx.inner = (q, k, v), out_BHTK
         ctx.save_for_backward(cos, sin)
-        return out_BHTK.detach().transpose(1, 2)
+        return tuple(x.transpose(1, 2) for x in (q, k, v))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        parts, out_BHTK = ctx.inner
-        del ctx.inner
         cos, sin = ctx.saved_tensors
-        found = torch.autograd.grad(out_BHTK, parts, gradients[0].transpose(1, 2))
+        parts = [gradient.transpose(1, 2).contiguous() for gradient in gradients]
         if cos is None:
-            return torch.stack([x.transpose(1, 2) for x in found], 2), None, None
-        parts = [x.transpose(1, 2).contiguous() for x in found]
+            return torch.stack(parts, 2), None, None
         out_BT3HK = parts[0].new_empty(*parts[0].shape[:2], 3, *parts[0].shape[2:])
         _rotate(parts, out_BT3HK, cos, sin, -1)
         return out_BT3HK, None, None
@@ -83,4 +76,5 @@ class _RotatedAttention(torch.autograd.Function):
 
 def rotated_attention(qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
     """As `lm.model.kernels.attention.causal_attention`, for any K; the argument is overwritten."""
-    return _RotatedAttention.apply(qkv_BT3HK, cos, sin)  # pyright: ignore
+    q, k, v = _Rotated.apply(qkv_BT3HK, cos, sin)  # pyright: ignore
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
