@@ -13,11 +13,11 @@ from lm.model.kernels import has_triton
 
 
 def wide_product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b, written in `dtype` by the product itself, which sums in float32."""
+    """a @ b in `dtype`; on CUDA the product itself writes it so, and sums in float32."""
     with torch.autocast(a.device.type, enabled=False):
-        if a.dtype == dtype:
-            return a @ b
-        return torch.mm(a, b, out_dtype=dtype) if a.is_cuda else (a.to(dtype) @ b.to(dtype))
+        if a.is_cuda and a.dtype != dtype:
+            return torch.mm(a, b, out_dtype=dtype)
+        return (a @ b).to(dtype)
 
 
 def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
