@@ -139,12 +139,13 @@ def rotate_halves(rope: RotaryPositionEmbedding, x_BTHK: Tensor) -> Tensor:
 
 def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor, packed: bool) -> Tensor:
     """`ffn(x)`, (B, T, D) to (B, T, D)."""
-    if packed and has_triton(x_BTD.device):
-        if not isinstance(ffn, SwiGLU):
-            return product(F.silu(product(x_BTD, ffn.w1.weight)), ffn.w2.weight)
-        weights = ffn.w1.weight, ffn.w3.weight, ffn.w2.weight
+    by_kernels = packed and has_triton(x_BTD.device)
+    if by_kernels and type(ffn) is SiLUFeedForward:  # a subclass has an activation of its own
+        return product(F.silu(product(x_BTD, ffn.w1.weight)), ffn.w2.weight)
+    if by_kernels and isinstance(ffn, SwiGLU):
         from lm.model.kernels import feed_forward
 
+        weights = ffn.w1.weight, ffn.w3.weight, ffn.w2.weight
         if feed_forward.fits(x_BTD, *weights):
             return feed_forward.feed_forward(x_BTD, *weights)
         from lm.model.kernels.swiglu import swiglu
