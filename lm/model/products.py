@@ -42,8 +42,7 @@ class _Product(torch.autograd.Function):
         matrices = kept(weights, x.dtype)
         ctx.save_for_backward(x, *matrices)
         ctx.sizes, ctx.wide = [len(weight) for weight in weights], weights[0].dtype
-        with torch.autocast(x.device.type, enabled=False):
-            return x @ stacked(matrices, x.dtype).T
+        return wide_product(x, stacked(matrices, x.dtype).T, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:

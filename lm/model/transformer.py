@@ -109,6 +109,8 @@ class TransformerLM(nn.Module):
                 f"a sequence of {time} tokens exceeds the model's context_length {self.config.context_length}; "
                 f"cut it, or train with a longer context"
             )
+        if cache is None and self.is_fast:
+            return self._fast_hidden(token_ids)
         positions = torch.arange(time, device=token_ids.device)
         mask = None
         if cache is not None:
@@ -122,8 +124,6 @@ class TransformerLM(nn.Module):
                 slots_S = torch.arange(cache.max_length, device=token_ids.device)
                 mask = slots_S <= positions[:, None, :, None]
             cache.is_empty = False
-        if cache is None and self.is_fast:
-            return self._fast_hidden(token_ids)
 
         def run(layer: nn.Module, x_BTD: Tensor, index: int) -> Tensor:
             return layer(x_BTD, positions, cache.layer(index) if cache is not None else None, mask)
