@@ -90,16 +90,18 @@ def fast_attention(attn: MultiHeadSelfAttention, x_BTD: Tensor, packed: bool) ->
 
 def attention_by_kernels(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> Tensor:
     """The heads' output, (B, T, H, K): by our kernel where texts are short, by torch's for longer ones."""
+    from lm.model.kernels.projection import projection
+
     weights = attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight
-    qkv_BT3HK = product(x_BTD, *weights).unflatten(-1, (3, attn.num_heads, -1))
     tables = (None, None) if attn.rope is None else (attn.rope.cos, attn.rope.sin)
+    qkv_BT3HK = projection(x_BTD, weights, attn.num_heads, *tables)
     if takes_kernel(attn, x_BTD):
         from lm.model.kernels.attention import causal_attention
 
         return causal_attention(qkv_BT3HK, *tables)
-    from lm.model.kernels.rope import rotated_attention
+    from lm.model.kernels.rope import long_attention
 
-    return rotated_attention(qkv_BT3HK, *tables)
+    return long_attention(qkv_BT3HK, *tables)
 
 
 def takes_kernel(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> bool:
@@ -143,11 +145,12 @@ def fast_feed_forward(ffn: SwiGLU | SiLUFeedForward, x_BTD: Tensor, packed: bool
     if by_kernels and type(ffn) is SiLUFeedForward:  # a subclass has an activation of its own
         return product(F.silu(product(x_BTD, ffn.w1.weight)), ffn.w2.weight)
     if by_kernels and isinstance(ffn, SwiGLU):
-        from lm.model.kernels import feed_forward
+        from lm.model.kernels.feed_forward import feed_forward
+        from lm.model.kernels.hopper import fits
 
         weights = ffn.w1.weight, ffn.w3.weight, ffn.w2.weight
-        if feed_forward.fits(x_BTD, *weights):
-            return feed_forward.feed_forward(x_BTD, *weights)
+        if fits(x_BTD, *weights):
+            return feed_forward(x_BTD, *weights)
         from lm.model.kernels.swiglu import swiglu
 
         gate_value_BT2F = product(x_BTD, ffn.w1.weight, ffn.w3.weight)

@@ -36,21 +36,31 @@ def kept(weights: Sequence[Tensor], dtype: torch.dtype) -> Sequence[Tensor]:
     return weights if weights[0].dtype == dtype else [stacked(weights, dtype)]
 
 
+def remember(ctx: Any, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Keep what `product_gradients` needs; gives the matrices as one, (F, D), in the type of x."""
+    matrices = kept(weights, x.dtype)
+    ctx.save_for_backward(x, *matrices)
+    ctx.sizes, ctx.wide = [len(weight) for weight in weights], weights[0].dtype
+    return stacked(matrices, x.dtype)
+
+
+def product_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    """Those of x and of each matrix, from that of their product."""
+    x, *matrices = ctx.saved_tensors
+    narrow = stacked(matrices, x.dtype)
+    gradient_NF = gradient.reshape(-1, len(narrow))
+    of_weights = wide_product(gradient_NF.T, x.reshape(-1, x.shape[-1]), ctx.wide)
+    return (gradient_NF @ narrow).view(x.shape), *of_weights.split(ctx.sizes)
+
+
 class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
-        matrices = kept(weights, x.dtype)
-        ctx.save_for_backward(x, *matrices)
-        ctx.sizes, ctx.wide = [len(weight) for weight in weights], weights[0].dtype
-        return wide_product(x, stacked(matrices, x.dtype).T, x.dtype)
+        return wide_product(x, remember(ctx, x, weights).T, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        x, *matrices = ctx.saved_tensors
-        narrow = stacked(matrices, x.dtype)
-        gradient_NF = gradients[0].reshape(-1, len(narrow))
-        of_weights = wide_product(gradient_NF.T, x.reshape(-1, x.shape[-1]), ctx.wide)
-        return (gradient_NF @ narrow).view(x.shape), *of_weights.split(ctx.sizes)
+        return product_gradients(ctx, gradients[0])
 
 
 def product(x: Tensor, *weights: Tensor) -> Tensor:

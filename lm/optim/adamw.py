@@ -110,15 +110,23 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # pyright: ignore
 
 
+def _are_plain(tensors: Iterable[Tensor]) -> bool:
+    return all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in tensors)
+
+
+def takes_kernels(tensors: list[Tensor]) -> bool:
+    """Whether `lm.optim.kernels` takes these tensors, which are all on one device."""
+    return tensors[0].device.type == "cuda" and _HAS_TRITON and _are_plain(tensors)
+
+
 def _updater(tensors: list[list[Tensor]]) -> Callable[..., None]:
     """The fastest way to update tensors of one device and type."""
     first = tensors[0][0]
-    plain = first.dtype == torch.float32 and all(t.is_contiguous() for column in tensors for t in column)
-    if plain and first.device.type == "cpu":
+    if first.device.type == "cpu" and all(map(_are_plain, tensors)):
         from lm.optim.native import update
 
         return update
-    if plain and first.device.type == "cuda" and _HAS_TRITON:
+    if all(map(takes_kernels, tensors)):
         from lm.optim.kernels import update
 
         return update

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lm.optim.adamw import local_part
+from lm.optim.adamw import local_part, takes_kernels
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -49,8 +49,13 @@ def clipping_factor(parameters: Iterable[Tensor], max_l2_norm: float) -> tuple[T
     """
     if not max_l2_norm > 0:
         raise ValueError(f"max_l2_norm is {max_l2_norm}, it must be above 0")
+    buckets = _alike(parameters)
+    if len(buckets) == 1 and takes_kernels(gradients := next(iter(buckets.values()))):
+        from lm.optim.kernels import clipping_factor as kernel
+
+        return kernel(gradients, max_l2_norm, _EPS)
     norms: list[Tensor] = []
-    for (_, dtype, mesh, placements), gradients in _alike(parameters).items():
+    for (_, dtype, mesh, placements), gradients in buckets.items():
         found = torch._foreach_norm(gradients, 2, dtype=torch.promote_types(dtype, torch.float32))
         norms.extend(found if mesh is None else [_over_processes(_joint(found), mesh, placements)])
     total = _joint(norms) if norms else torch.tensor(0.0)

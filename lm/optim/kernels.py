@@ -1,4 +1,4 @@
-"""AdamW's step over any number of tensors in one launch, in Triton.
+"""AdamW's step over any number of tensors in one launch, in Triton, and the norm of gradients in two.
 
 Letters as in the paper: θ parameter, g gradient, m and v the two means.
 """
@@ -53,18 +53,41 @@ def _step(
     tl.store(parameters, p, mask=there)
 
 
-class _Table:
-    """Which program updates what, for tensors of these sizes; and where the tensors are, as of the last call."""
+@triton.jit
+def _square_sum(addresses_ptr, sizes_ptr, tensor_ptr, start_ptr, sums_ptr, BLOCK: tl.constexpr):
+    """Of one block of one tensor."""
+    tensor = tl.load(tensor_ptr + tl.program_id(0))
+    i = tl.load(start_ptr + tl.program_id(0)) + tl.arange(0, BLOCK)
+    gradients = tl.load(addresses_ptr + tensor).to(tl.pointer_type(tl.float32)) + i
+    g = tl.load(gradients, mask=i < tl.load(sizes_ptr + tensor), other=0.0)
+    tl.store(sums_ptr + tl.program_id(0), tl.sum(g * g))
 
-    def __init__(self, device: torch.device, sizes: tuple[int, ...]) -> None:
+
+@triton.jit
+def _norm_and_factor(sums_ptr, norm_ptr, factor_ptr, blocks, max_norm, eps, BLOCK: tl.constexpr):
+    """Of all blocks' sums."""
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, blocks, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        sums += tl.load(sums_ptr + i, mask=i < blocks, other=0.0)
+    norm = tl.sqrt_rn(tl.sum(sums))
+    tl.store(norm_ptr, norm)
+    tl.store(factor_ptr, tl.minimum(max_norm / (norm + eps), 1.0, propagate_nan=tl.PropagateNan.ALL))
+
+
+class _Table:
+    """Which program takes what, for tensors of these sizes; and where the tensors are, as of the last call."""
+
+    def __init__(self, device: torch.device, sizes: tuple[int, ...], columns: int) -> None:
         blocks = [(index, start) for index, size in enumerate(sizes) for start in range(0, size, BLOCK)]
         self.sizes = torch.tensor(sizes, device=device)
         self.tensor, self.start = (torch.tensor(column, device=device) for column in zip(*blocks, strict=True))
         self.known: list[int] = []
-        self.addresses = torch.zeros(4 * len(sizes), device=device, dtype=torch.int64)
+        self.addresses = torch.zeros(columns * len(sizes), device=device, dtype=torch.int64)
 
-    def renew(self, addresses: list[int]) -> None:
-        """Send the addresses to the device where they changed, without waiting for it."""
+    def renew(self, *columns: list[Tensor]) -> None:
+        """Send the tensors' addresses to the device where they changed, without waiting for it."""
+        addresses = [tensor.data_ptr() for column in columns for tensor in column]
         if addresses != self.known:
             self.known = addresses
             sent = torch.tensor(addresses)
@@ -72,6 +95,17 @@ class _Table:
 
 
 _table = lru_cache(maxsize=16)(_Table)
+
+
+def clipping_factor(gradients: list[Tensor], max_l2_norm: float, eps: float) -> tuple[Tensor, Tensor]:
+    """As `lm.optim.clipping_factor`, of float32 tensors, all on one device and each in one piece."""
+    table = _table(gradients[0].device, tuple(gradient.numel() for gradient in gradients), 1)
+    table.renew(gradients)
+    blocks = len(table.tensor)
+    sums, norm, factor = (gradients[0].new_empty(shape) for shape in ((blocks,), (), ()))
+    _square_sum[(blocks,)](table.addresses, table.sizes, table.tensor, table.start, sums, BLOCK=BLOCK, num_warps=8)
+    _norm_and_factor[(1,)](sums, norm, factor, blocks, max_l2_norm, eps, BLOCK=4096, num_warps=8)
+    return norm, factor
 
 
 def update(
@@ -88,8 +122,8 @@ def update(
     gradient_factor: Tensor | None,
 ) -> None:
     """`lm.optim.adamw_update` for each row of float32 tensors, all on one device and each in one piece."""
-    table = _table(parameters[0].device, tuple(parameter.numel() for parameter in parameters))
-    table.renew([t.data_ptr() for column in (parameters, gradients, exp_avgs, exp_avg_sqs) for t in column])
+    table = _table(parameters[0].device, tuple(parameter.numel() for parameter in parameters), 4)
+    table.renew(parameters, gradients, exp_avgs, exp_avg_sqs)
     _step[(len(table.tensor),)](
         table.addresses,
         table.sizes,

@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from itertools import product
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +29,7 @@ def check_feed_forward(device: str) -> None:
 
     is_gpu = device == "cuda"
     if not is_gpu:
-        kernels._properties = lambda device: SimpleNamespace(multi_processor_count=2)
+        kernels.multiprocessors = lambda device: 2
     dtypes = [torch.bfloat16] if is_gpu else [torch.float16, torch.float32]
     # Whole blocks and ragged ones, fewer tiles than programs and more.
     shapes = [((2, 128), 64, 128), ((3, 100), 48, 80), ((1,), 24, 40), ((3, 129), 80, 208)]
@@ -38,7 +37,7 @@ def check_feed_forward(device: str) -> None:
     for (leading, d_model, d_ff), dtype in product(shapes, dtypes):
         ffn, x, gradient = tensors(leading, d_model, d_ff, device, dtype)
         weights = [ffn.get_parameter(name) for name in NAMES]
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=is_gpu):
             out = kernels.feed_forward(x, *weights)
         ours = out, *torch.autograd.grad(out, (x, *weights), gradient)
 
@@ -54,7 +53,8 @@ def check_feed_forward(device: str) -> None:
 
 def check_graph() -> None:
     """Both passes within a CUDA graph."""
-    from lm.model.kernels.feed_forward import feed_forward, fits
+    from lm.model.kernels.feed_forward import feed_forward
+    from lm.model.kernels.hopper import fits
 
     ffn, x, gradient = tensors((2, 1024), 512, 1344, "cuda", torch.bfloat16)
     inputs = [x, *(ffn.get_parameter(name) for name in NAMES)]

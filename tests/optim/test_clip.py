@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lm.optim import gradient_clipping
+from lm.optim import clipping_factor, gradient_clipping
 
 
 def parameters(scale: float, dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
@@ -68,3 +68,31 @@ def test_without_gradients_the_norm_is_zero() -> None:
 def test_refuses_a_limit_that_is_not_positive(limit: float) -> None:
     with pytest.raises(ValueError, match="max_l2_norm is"):
         gradient_clipping([], limit)
+
+
+def check_kernels(device: str) -> None:
+    """Triton's kernels against torch; runs on a GPU, or in Triton's interpreter on the CPU."""
+    from lm.optim.kernels import clipping_factor as kernels
+
+    generator = torch.Generator().manual_seed(0)
+    for scale in (1e-3, 1.0, float("nan")):
+        gradients = [
+            scale * torch.randn(shape, generator=generator).to(device) for shape in ((70, 90), (5,), (), (4096,))
+        ]
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).double().norm()
+        ours = kernels(gradients, 1.0, 1e-6)
+        expected = norm.float(), torch.clamp(1 / (norm + 1e-6), max=1.0).float()
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=0, equal_nan=True)
+        parameters = [nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.testing.assert_close(clipping_factor(parameters, 1.0), expected, rtol=1e-5, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels need an NVIDIA GPU")
+def test_kernels() -> None:
+    check_kernels("cuda")
+
+
+if __name__ == "__main__":
+    check_kernels("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,8 @@
-"""Causal attention of short texts with its rotation, in Triton: queries, keys and values as one product leaves them.
+"""Causal attention of short texts, in Triton: queries, keys and values as one product leaves them.
 
 As in FlashAttention-2 (Dao 2023), scores exist for one block of queries and one of keys at a time; the backward pass
-computes them again, once for the gradients of queries and once for those of keys and values. The rotation happens
-while a block is loaded and its reverse while a gradient is stored, so neither takes a pass over memory of its own.
+computes them again, once for the gradients of queries and once for those of keys and values. Gradients of rotated
+queries and keys are turned back while they are stored, which so takes no pass over memory of its own.
 
 Shape letters: B batch, T time, H heads, K head width, Q queries of a block, S keys of a block. Powers run to base 2.
 """
@@ -19,7 +19,6 @@ from torch import Tensor
 BLOCK = 64  # queries, and keys, at a time
 WARPS = 4
 LOG2_E = tl.constexpr(math.log2(math.e))
-LN_2 = tl.constexpr(math.log(2))
 
 
 @triton.jit
@@ -46,23 +45,14 @@ def _store(start, stride, rows, time, values, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _rotate(x, cos_ptr, sin_ptr, rows, time, direction, K: tl.constexpr, ROPE: tl.constexpr, WHOLE: tl.constexpr):
-    """Each pair of neighbours by its position's angle; backwards for direction -1."""
+def _turn_back(x, cos_ptr, sin_ptr, rows, time, K: tl.constexpr, ROPE: tl.constexpr, WHOLE: tl.constexpr):
+    """Each pair of neighbours by its position's angle."""
     if ROPE:
         cos = _load(cos_ptr, K // 2, rows, time, K // 2, WHOLE)
-        sin = _load(sin_ptr, K // 2, rows, time, K // 2, WHOLE) * direction
+        sin = _load(sin_ptr, K // 2, rows, time, K // 2, WHOLE)
         even, odd = tl.split(x.reshape(x.shape[0], K // 2, 2))
-        x = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(x.shape[0], K)
+        x = tl.join(even * cos + odd * sin, odd * cos - even * sin).reshape(x.shape[0], K)
     return x
-
-
-@triton.jit
-def _rotated(
-    start, stride, rows, time, cos_ptr, sin_ptr, factor, K: tl.constexpr, ROPE: tl.constexpr, WHOLE: tl.constexpr
-):
-    """Rows of a matrix, each rotated and multiplied, in the matrix's type."""
-    x = _load(start, stride, rows, time, K, WHOLE).to(tl.float32)
-    return (_rotate(x, cos_ptr, sin_ptr, rows, time, 1, K, ROPE, WHOLE) * factor).to(start.dtype.element_ty)
 
 
 @triton.jit
@@ -75,18 +65,18 @@ def _offsets(time, heads, K: tl.constexpr):
 
 @triton.jit
 def _attend(
-    queries, q_QK, highest_Q, sum_Q, out_QK, start, qkv, cos_ptr, sin_ptr, time, width,
-    MASKED: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    queries, q_QK, highest_Q, sum_Q, out_QK, start, qkv, time, width, factor,
+    MASKED: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of keys for a block of queries: the new maxima, sums of exponentials and outputs."""
     keys = start + tl.arange(0, BLOCK)
-    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, K, ROPE, WHOLE)
+    k_SK = _load(qkv + width, 3 * width, keys, time, K, WHOLE)
     v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K, WHOLE)
     scores_QS = tl.dot(q_QK, k_SK.T)
     if MASKED:
         scores_QS = tl.where(queries[:, None] >= keys[None, :], scores_QS, -float("inf"))
-    higher_Q = tl.maximum(highest_Q, tl.max(scores_QS, 1))
-    weights_QS = tl.exp2(scores_QS - higher_Q[:, None])
+    higher_Q = tl.maximum(highest_Q, tl.max(scores_QS, 1) * factor)
+    weights_QS = tl.exp2(scores_QS * factor - higher_Q[:, None])
     shrink_Q = tl.exp2(highest_Q - higher_Q)
     out_QK = tl.dot(weights_QS.to(q_QK.dtype), v_SK, out_QK * shrink_Q[:, None])
     return higher_Q, sum_Q * shrink_Q + tl.sum(weights_QS, 1), out_QK
@@ -94,26 +84,24 @@ def _attend(
 
 @triton.jit
 def _forward(
-    qkv_ptr, cos_ptr, sin_ptr, out_ptr, log_sums_ptr, time, heads, scale,
-    K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
-):  # fmt: skip
+    qkv_ptr, out_ptr, log_sums_ptr, time, heads, scale, K: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
+):
     """One block of queries."""
     single, triple, rows = _offsets(time, heads, K)
     width = heads * K
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     queries = first + tl.arange(0, BLOCK)
-    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, K, ROPE, WHOLE)
+    q_QK = _load(qkv, 3 * width, queries, time, K, WHOLE)
     highest_Q = tl.full((BLOCK,), -float("inf"), tl.float32)
     sum_Q = tl.zeros((BLOCK,), tl.float32)
     out_QK = tl.zeros((BLOCK, K), tl.float32)
     for start in range(0, first, BLOCK):
         highest_Q, sum_Q, out_QK = _attend(
-            queries, q_QK, highest_Q, sum_Q, out_QK, start, qkv, cos_ptr, sin_ptr, time, width,
-            False, K, ROPE, BLOCK, WHOLE,
-        )  # fmt: skip
+            queries, q_QK, highest_Q, sum_Q, out_QK, start, qkv, time, width, scale * LOG2_E, False, K, BLOCK, WHOLE
+        )
     highest_Q, sum_Q, out_QK = _attend(
-        queries, q_QK, highest_Q, sum_Q, out_QK, first, qkv, cos_ptr, sin_ptr, time, width, True, K, ROPE, BLOCK, WHOLE
+        queries, q_QK, highest_Q, sum_Q, out_QK, first, qkv, time, width, scale * LOG2_E, True, K, BLOCK, WHOLE
     )
     _store(out_ptr + single, width, queries, time, (out_QK / sum_Q[:, None]).to(q_QK.dtype), K)
     tl.store(log_sums_ptr + rows + queries, highest_Q + tl.log2(sum_Q), mask=queries < time)
@@ -121,14 +109,14 @@ def _forward(
 
 @triton.jit
 def _query_gradient(
-    queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, start, qkv, cos_ptr, sin_ptr, time, width,
-    MASKED: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, start, qkv, time, width, factor,
+    MASKED: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Adds what one block of keys gives to the gradient of a block of queries."""
     keys = start + tl.arange(0, BLOCK)
-    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, K, ROPE, WHOLE)
+    k_SK = _load(qkv + width, 3 * width, keys, time, K, WHOLE)
     v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K, WHOLE)
-    weights_QS = tl.exp2(tl.dot(q_QK, k_SK.T) - log_sums_Q[:, None])
+    weights_QS = tl.exp2(tl.dot(q_QK, k_SK.T) * factor - log_sums_Q[:, None])
     if MASKED:
         weights_QS = tl.where(queries[:, None] >= keys[None, :], weights_QS, 0.0)
     scores_gradient_QS = weights_QS * (tl.dot(gradient_QK, v_SK.T) - dots_Q[:, None])
@@ -146,7 +134,7 @@ def _backward_queries(
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     queries = first + tl.arange(0, BLOCK)
-    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, K, ROPE, WHOLE)
+    q_QK = _load(qkv, 3 * width, queries, time, K, WHOLE)
     gradient_QK = _load(gradient_ptr + single, width, queries, time, K, WHOLE)
     out_QK = _load(out_ptr + single, width, queries, time, K, WHOLE)
     dots_Q = tl.sum(out_QK.to(tl.float32) * gradient_QK.to(tl.float32), 1)
@@ -155,30 +143,29 @@ def _backward_queries(
     q_gradient_QK = tl.zeros((BLOCK, K), tl.float32)
     for start in range(0, first, BLOCK):
         q_gradient_QK = _query_gradient(
-            queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, start, qkv, cos_ptr, sin_ptr, time, width,
-            False, K, ROPE, BLOCK, WHOLE,
+            queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, start, qkv, time, width, scale * LOG2_E,
+            False, K, BLOCK, WHOLE,
         )  # fmt: skip
     q_gradient_QK = _query_gradient(
-        queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, first, qkv, cos_ptr, sin_ptr, time, width,
-        True, K, ROPE, BLOCK, WHOLE,
+        queries, q_QK, gradient_QK, log_sums_Q, dots_Q, q_gradient_QK, first, qkv, time, width, scale * LOG2_E,
+        True, K, BLOCK, WHOLE,
     )  # fmt: skip
-    q_gradient_QK = _rotate(q_gradient_QK * scale, cos_ptr, sin_ptr, queries, time, -1, K, ROPE, WHOLE)
+    q_gradient_QK = _turn_back(q_gradient_QK * scale, cos_ptr, sin_ptr, queries, time, K, ROPE, WHOLE)
     _store(qkv_gradient_ptr + triple, 3 * width, queries, time, q_gradient_QK.to(q_QK.dtype), K)
 
 
 @triton.jit
 def _key_gradients(
-    keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, start, qkv, cos_ptr, sin_ptr, log_sums_ptr, gradient_ptr, dots_ptr,
-    time, width, scale,
-    MASKED: tl.constexpr, K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
+    keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, start, qkv, log_sums_ptr, gradient_ptr, dots_ptr,
+    time, width, factor, MASKED: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """Adds what one block of queries gives to the gradients of a block of keys and of their values."""
     queries = start + tl.arange(0, BLOCK)
-    q_QK = _rotated(qkv, 3 * width, queries, time, cos_ptr, sin_ptr, scale * LOG2_E, K, ROPE, WHOLE)
+    q_QK = _load(qkv, 3 * width, queries, time, K, WHOLE)
     gradient_QK = _load(gradient_ptr, width, queries, time, K, WHOLE)
     log_sums_Q = _load_numbers(log_sums_ptr, queries, time, WHOLE)
     dots_Q = _load_numbers(dots_ptr, queries, time, WHOLE)
-    weights_SQ = tl.exp2(tl.dot(k_SK, q_QK.T) - log_sums_Q[None, :])
+    weights_SQ = tl.exp2(tl.dot(k_SK, q_QK.T) * factor - log_sums_Q[None, :])
     if MASKED:
         weights_SQ = tl.where(queries[None, :] >= keys[:, None], weights_SQ, 0.0)
     v_gradient_SK = tl.dot(weights_SQ.to(v_SK.dtype), gradient_QK, v_gradient_SK)
@@ -197,29 +184,29 @@ def _backward_keys(
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
     keys = first + tl.arange(0, BLOCK)
-    k_SK = _rotated(qkv + width, 3 * width, keys, time, cos_ptr, sin_ptr, 1, K, ROPE, WHOLE)
+    k_SK = _load(qkv + width, 3 * width, keys, time, K, WHOLE)
     v_SK = _load(qkv + 2 * width, 3 * width, keys, time, K, WHOLE)
     k_gradient_SK = tl.zeros((BLOCK, K), tl.float32)
     v_gradient_SK = tl.zeros((BLOCK, K), tl.float32)
     k_gradient_SK, v_gradient_SK = _key_gradients(
-        keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, first, qkv, cos_ptr, sin_ptr, log_sums_ptr + rows,
-        gradient_ptr + single, dots_ptr + rows, time, width, scale, True, K, ROPE, BLOCK, WHOLE,
+        keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, first, qkv, log_sums_ptr + rows,
+        gradient_ptr + single, dots_ptr + rows, time, width, scale * LOG2_E, True, K, BLOCK, WHOLE,
     )  # fmt: skip
     for start in range(first + BLOCK, time, BLOCK):
         k_gradient_SK, v_gradient_SK = _key_gradients(
-            keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, start, qkv, cos_ptr, sin_ptr, log_sums_ptr + rows,
-            gradient_ptr + single, dots_ptr + rows, time, width, scale, False, K, ROPE, BLOCK, WHOLE,
+            keys, k_SK, v_SK, k_gradient_SK, v_gradient_SK, start, qkv, log_sums_ptr + rows,
+            gradient_ptr + single, dots_ptr + rows, time, width, scale * LOG2_E, False, K, BLOCK, WHOLE,
         )  # fmt: skip
-    k_gradient_SK = _rotate(k_gradient_SK * LN_2, cos_ptr, sin_ptr, keys, time, -1, K, ROPE, WHOLE)
+    k_gradient_SK = _turn_back(k_gradient_SK * scale, cos_ptr, sin_ptr, keys, time, K, ROPE, WHOLE)
     _store(qkv_gradient_ptr + triple + width, 3 * width, keys, time, k_gradient_SK.to(v_SK.dtype), K)
     _store(qkv_gradient_ptr + triple + 2 * width, 3 * width, keys, time, v_gradient_SK.to(v_SK.dtype), K)
 
 
-def _settings(qkv_BT3HK: Tensor, cos: Tensor | None, registers: int) -> tuple[tuple[int, int], dict[str, Any]]:
+def _settings(qkv_BT3HK: Tensor, registers: int) -> tuple[tuple[int, int], dict[str, Any]]:
     batch_size, time, _, heads, width = qkv_BT3HK.shape
     settings: dict[str, Any] = {
-        "time": time, "heads": heads, "scale": width**-0.5, "K": width, "ROPE": cos is not None, "BLOCK": BLOCK,
-        "WHOLE": time % BLOCK == 0, "num_warps": WARPS, "num_stages": 1,
+        "time": time, "heads": heads, "scale": width**-0.5, "K": width, "BLOCK": BLOCK, "WHOLE": time % BLOCK == 0,
+        "num_warps": WARPS, "num_stages": 1,
     }  # fmt: skip
     if width <= 32 and qkv_BT3HK.dtype.itemsize == 2:  # more programs at a time; wider heads would spill registers
         settings["maxnreg"] = registers
@@ -232,8 +219,8 @@ class _CausalAttention(torch.autograd.Function):
         batch_size, time, _, heads, width = qkv_BT3HK.shape
         out_BTHK = qkv_BT3HK.new_empty(batch_size, time, heads, width)
         log_sums_BHT = qkv_BT3HK.new_empty(batch_size, heads, time, dtype=torch.float32)
-        grid, settings = _settings(qkv_BT3HK, cos, 96)
-        _forward[grid](qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT, **settings)
+        grid, settings = _settings(qkv_BT3HK, 96)
+        _forward[grid](qkv_BT3HK, out_BTHK, log_sums_BHT, **settings)
         ctx.save_for_backward(qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT)
         return out_BTHK
 
@@ -242,7 +229,8 @@ class _CausalAttention(torch.autograd.Function):
         qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT = ctx.saved_tensors
         qkv_gradient_BT3HK, dots_BHT = torch.empty_like(qkv_BT3HK), torch.empty_like(log_sums_BHT)
         gradient = gradients[0].contiguous()
-        grid, settings = _settings(qkv_BT3HK, cos, 128)
+        grid, settings = _settings(qkv_BT3HK, 128)
+        settings["ROPE"] = cos is not None
         _backward_queries[grid](
             qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT, gradient, dots_BHT, qkv_gradient_BT3HK, **settings
         )
@@ -251,11 +239,13 @@ class _CausalAttention(torch.autograd.Function):
 
 
 def causal_attention(qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """Causal attention of rotated queries and keys to values, (B, T, H, K).
+    """Causal attention of queries and keys to values, (B, T, H, K), as `lm.model.kernels.projection` gives them.
+
+    Its backward pass gives the gradients of queries and keys from before their rotation.
 
     Args:
         qkv_BT3HK: in one piece; K a power of two, at least 16.
-        cos: (T or more, K / 2) of the angles by which pairs of neighbours are rotated, float32; None for no rotation.
+        cos: (T or more, K / 2) of the angles by which pairs of neighbours were rotated, float32; None for no rotation.
         sin: likewise.
     """
     return _CausalAttention.apply(qkv_BT3HK, cos, sin)  # pyright: ignore

@@ -40,7 +40,7 @@ def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int, sc
     """As `lm.model.loss.loss_into_gradient`; rows in one piece."""
     rows, row_length = logits_RV.shape
     losses_R = torch.empty(rows, device=logits_RV.device, dtype=torch.float32)
-    block, warps = (4096, 8) if row_length <= 16_384 else (8192, 16)
+    block, warps = (4096, 8) if row_length <= 16_384 else (8192, 32)
     _loss_into_gradient[(rows,)](
         logits_RV, targets_R, losses_R, vocab_size, row_length, scale, BLOCK=block, num_warps=warps
     )

@@ -3,7 +3,7 @@
 The gradient of a row of the table is the sum over the tokens with its id. Tokens are sorted by id, and summed in chunks
 of C: within a chunk a product with the matrix that says which tokens have equal ids adds them all up. An id's tokens
 may begin in one chunk and end in a later one; such sums over parts go to `edges`, and are added in order afterwards. So
-the result is the same each time, which atomic additions would not give.
+the result is the same each time, which atomic additions would not give. The sorting is done beside the forward pass.
 
 Shape letters: N tokens, D d_model, V vocabulary, C tokens of a chunk, W columns at a time.
 """
@@ -15,6 +15,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from lm.model.kernels.beside import beside, meet
 
 CHUNK, COLUMNS, PARTS = 32, 128, 8  # tokens of a chunk; columns of a program; chunks that are added at a time
 
@@ -76,13 +78,19 @@ def _over_chunks(bounds_ptr, edges_ptr, out_ptr, width, C: tl.constexpr, PARTS: 
             tl.store(out_ptr + row.to(tl.int64) * width + columns, total_W, mask=columns < width)
 
 
-def table_gradient(ids_N: Tensor, gradient_ND: Tensor, vocab_size: int) -> Tensor:
-    """(V, D) sums of the gradients of each id's tokens, float32."""
-    tokens, width = gradient_ND.shape
+def by_id(ids_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The ids in order, (N,); where each of them came from, (N,); and where each id begins, (V + 1,)."""
     narrow = torch.int16 if vocab_size <= 2**15 else torch.int32
     sorted_N, order_N = ids_N.to(narrow).sort()
     sorted_N = sorted_N.int()
-    bounds = torch.searchsorted(sorted_N, torch.arange(vocab_size + 1, device=ids_N.device, dtype=torch.int32))
+    ids = torch.arange(vocab_size + 1, device=ids_N.device, dtype=torch.int32)
+    return sorted_N, order_N, torch.searchsorted(sorted_N, ids)
+
+
+def table_gradient(sorted_N: Tensor, order_N: Tensor, bounds: Tensor, gradient_ND: Tensor) -> Tensor:
+    """(V, D) sums of the gradients of each id's tokens, float32; the first three are those of `by_id`."""
+    tokens, width = gradient_ND.shape
+    vocab_size = len(bounds) - 1
     out_VD = gradient_ND.new_empty(vocab_size, width, dtype=torch.float32)
     chunks = triton.cdiv(tokens, CHUNK)
     edges = gradient_ND.new_empty(2 * chunks, width, dtype=torch.float32)
@@ -100,15 +108,18 @@ class _Embedding(torch.autograd.Function):
         out_ND = table_VD.new_empty(len(ids_N), width, dtype=dtype)
         columns = min(1024, triton.next_power_of_2(width))
         _rows[(len(ids_N),)](ids_N, table_VD, out_ND, width, W=columns, num_warps=1 if columns <= 512 else 4)
-        ctx.save_for_backward(ids_N)
-        ctx.table = table_VD.dtype, len(table_VD)
+        if ctx.needs_input_grad[1]:
+            with beside(ids_N.device):
+                ctx.save_for_backward(*by_id(ids_N, len(table_VD)))
+            ctx.dtype = table_VD.dtype
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
-        (ids_N,) = ctx.saved_tensors
-        dtype, vocab_size = ctx.table
-        return None, table_gradient(ids_N, gradients[0].contiguous(), vocab_size).to(dtype), None
+        gradient_ND = gradients[0].contiguous()
+        sorted_N, order_N, bounds = ctx.saved_tensors
+        meet(gradient_ND.device)
+        return None, table_gradient(sorted_N, order_N, bounds, gradient_ND).to(ctx.dtype), None
 
 
 def embedding(token_ids: Tensor, table_VD: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,46 +2,25 @@
 
 The numbers of a tile are still in registers when its product ends: the forward kernel writes gate, value and their
 activation from there, and the backward kernel turns the activation's gradient into those of gate and value without
-ever storing it. Blocks of matrices come and go by the Tensor Memory Accelerator (TMA); what lies beyond a matrix's
-edge reads as zero and is not written. The other products are cuBLAS's.
+ever storing it. The other products are cuBLAS's.
 
 Shape letters: N tokens, D d_model, F d_ff; BN, BF, BD those of a block.
 """
 # pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportIndexIssue=false
 
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
+from lm.model.kernels.hopper import BD, BN, STAGES, blocks, halves, multiprocessors, place
 from lm.model.products import kept, stacked, wide_product
 
-HOPPER = 9  # major compute capability
-MIN_TOKENS = 2048  # fewer leave multiprocessors without work
-BN, BD, STAGES = 128, 64, 3  # STAGES blocks of a product's factors are under way at a time
 FORWARD_BF, FORWARD_WARPS = 64, 4  # the product has a column of gates and one of values for each of F
 BACKWARD_BF, BACKWARD_WARPS = 128, 8
 BACKWARD_REGISTERS = 128  # of a thread, at most: two programs share a multiprocessor's 65,536
-ALIGNED = 8  # numbers of 16 bits; TMA wants rows, and so halves of one, to begin at multiples of 16 bytes
-
-
-@triton.jit
-def _place(tile, rows, columns, GROUP: tl.constexpr = 8):
-    """Row and column of a tile; those of GROUP rows come together, as the blocks that they share are then cached."""
-    group = tile // (GROUP * columns)
-    height = min(rows - group * GROUP, GROUP)
-    inside = tile % (GROUP * columns)
-    return group * GROUP + inside % height, inside // height
-
-
-@triton.jit
-def _halves(sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Left and right half of a block's columns."""
-    return sums.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()
 
 
 @triton.jit
@@ -52,12 +31,12 @@ def _forward(
     """Tiles that lie as many apart as there are programs; the next one's blocks load while the last one is written."""
     rows, columns = tl.cdiv(tokens, BN), tl.cdiv(width, BF)
     for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
-        row, column = _place(tile, rows, columns)
+        row, column = place(tile, rows, columns)
         sums = tl.zeros((BN, 2 * BF), tl.float32)
         for d in range(0, D, BD):
             w = w13.load([0, column * BF, d]).reshape(2 * BF, BD)
             sums = tl.dot(x.load([row * BN, d]), w.T, sums)
-        gate, value = _halves(sums, BN, 2 * BF)
+        gate, value = halves(sums, BN, 2 * BF)
         at = [row * BN, column * BF]
         gates.store(at, gate.to(gates.dtype))
         values.store(at, value.to(values.dtype))
@@ -82,20 +61,15 @@ def _backward(
     D: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One tile; its halves follow one another, which halves the registers that the pointwise part takes."""
-    row, column = _place(tl.program_id(0), tl.cdiv(tokens, BN), tl.cdiv(width, BF))
+    row, column = place(tl.program_id(0), tl.cdiv(tokens, BN), tl.cdiv(width, BF))
     sums = tl.zeros((BN, BF), tl.float32)
     for d in range(0, D, BD):
         sums = tl.dot(gradient.load([row * BN, d]), w2.load([d, column * BF]), sums)
-    left, right = _halves(sums, BN, BF)
+    left, right = halves(sums, BN, BF)
     at = [row * BN, column * BF]
     _store_gradients(left, gates, values, gate_gradients, value_gradients, at)
     at = [row * BN, column * BF + BF // 2]
     _store_gradients(right, gates, values, gate_gradients, value_gradients, at)
-
-
-def _blocks(matrix: Tensor, *shape: int) -> TensorDescriptor:
-    """The matrix as TMA takes it: a kernel's argument, held on the host, for blocks of this shape."""
-    return TensorDescriptor.from_tensor(matrix, list(shape))
 
 
 def _settings(d_model: int, block: int, warps: int) -> dict[str, int]:
@@ -106,11 +80,11 @@ def _open(x_ND: Tensor, w13: Tensor) -> tuple[Tensor, Tensor]:
     """Gates and values, (N, 2F), and silu(gate) * value, (N, F)."""
     (tokens, d_model), width, block = x_ND.shape, len(w13) // 2, FORWARD_BF
     gate_value_N2F, act_NF = x_ND.new_empty(tokens, 2 * width), x_ND.new_empty(tokens, width)
-    outs = [_blocks(out, BN, block) for out in (*gate_value_N2F.chunk(2, 1), act_NF)]
+    outs = [blocks(out, BN, block) for out in (*gate_value_N2F.chunk(2, 1), act_NF)]
     tiles = triton.cdiv(tokens, BN) * triton.cdiv(width, block)
-    programs = min(tiles, 2 * _properties(x_ND.device).multi_processor_count)
+    programs = min(tiles, 2 * multiprocessors(x_ND.device))
     _forward[(programs,)](
-        _blocks(x_ND, BN, BD), _blocks(w13.view(2, width, d_model), 2, block, BD), *outs, tokens, width,
+        blocks(x_ND, BN, BD), blocks(w13.view(2, width, d_model), 2, block, BD), *outs, tokens, width,
         **_settings(d_model, block, FORWARD_WARPS),
     )  # fmt: skip
     return gate_value_N2F, act_NF
@@ -120,9 +94,9 @@ def _open_gradient(gradient_ND: Tensor, w2: Tensor, gate_value_N2F: Tensor) -> T
     """The gradient of gates and values, (N, 2F), from that of the feed-forward's output."""
     (tokens, d_model), width, block = gradient_ND.shape, w2.shape[1], BACKWARD_BF
     out_N2F = torch.empty_like(gate_value_N2F)
-    halves = [_blocks(half, BN, block // 2) for half in (*gate_value_N2F.chunk(2, 1), *out_N2F.chunk(2, 1))]
+    halves = [blocks(half, BN, block // 2) for half in (*gate_value_N2F.chunk(2, 1), *out_N2F.chunk(2, 1))]
     _backward[(triton.cdiv(tokens, BN) * triton.cdiv(width, block),)](
-        _blocks(gradient_ND, BN, BD), _blocks(w2, BD, block), *halves, tokens, width,
+        blocks(gradient_ND, BN, BD), blocks(w2, BD, block), *halves, tokens, width,
         **_settings(d_model, block, BACKWARD_WARPS), maxnreg=BACKWARD_REGISTERS,
     )  # fmt: skip
     return out_N2F
@@ -148,27 +122,10 @@ class _FeedForward(torch.autograd.Function):
         return of_x, of_w1, of_w3, of_w2
 
 
-@cache
-def _properties(device: torch.device) -> Any:
-    return torch.cuda.get_device_properties(device)
-
-
-def fits(x: Tensor, *weights: Tensor) -> bool:
-    """Whether `feed_forward` takes these arguments, and is worth while."""
-    return (
-        x.is_cuda
-        and _properties(x.device).major == HOPPER
-        and x.dtype == torch.bfloat16
-        and x.numel() >= MIN_TOKENS * x.shape[-1]
-        and all(weight.dtype in (torch.float32, x.dtype) for weight in weights)
-        and all(size % ALIGNED == 0 for weight in weights for size in weight.shape)
-    )
-
-
 def feed_forward(x: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
     """w2(silu(w1 x) * w3 x), (..., D) to (..., D), as `lm.model.SwiGLU` with the weights rounded to the type of x.
 
-    The weights' gradients have the weights' type. For arguments that `fits` takes.
+    The weights' gradients have the weights' type. For arguments that `lm.model.kernels.hopper.fits` takes.
 
     Args:
         x: (..., D), bfloat16, in one piece.

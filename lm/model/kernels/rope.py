@@ -1,7 +1,7 @@
-"""Attention of long texts by torch's kernels, with the rotation in Triton on either side of it.
+"""Rotation of queries and keys in Triton, and attention of long texts by torch's kernels.
 
-Queries and keys are rotated where their product left them, and torch's kernel reads them there. The gradients that it
-gives are turned back while they are put together for the backward pass of that product.
+The gradients that torch's kernel gives are turned back while they are put together for the backward pass of the
+product that queries, keys and values come from.
 
 Shape letters: B batch, T time, H heads, K head width, R tokens at a time, P pairs of a token's heads at a time.
 """
@@ -44,7 +44,7 @@ def _turn(
         tl.store(out_ptr + out, turned, mask=kept)
 
 
-def _rotate(parts: Sequence[Tensor], out_BT3HK: Tensor, cos: Tensor, sin: Tensor, direction: int) -> None:
+def rotate(parts: Sequence[Tensor], out_BT3HK: Tensor, cos: Tensor, sin: Tensor, direction: int) -> None:
     """Queries and keys, (B, T, H, K) each, rotated into `out`; and values as they are, where they are given."""
     batch_size, time, _, heads, width = out_BT3HK.shape
     pairs = min(256, triton.next_power_of_2(heads * width // 2))
@@ -54,14 +54,11 @@ def _rotate(parts: Sequence[Tensor], out_BT3HK: Tensor, cos: Tensor, sin: Tensor
     )  # fmt: skip
 
 
-class _Rotated(torch.autograd.Function):
+class _Parts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> tuple[Tensor, ...]:
-        q, k, v = qkv_BT3HK.unbind(2)
-        if cos is not None and sin is not None:
-            _rotate((q, k), qkv_BT3HK, cos, sin, 1)
         ctx.save_for_backward(cos, sin)
-        return tuple(x.transpose(1, 2) for x in (q, k, v))
+        return tuple(x.transpose(1, 2) for x in qkv_BT3HK.unbind(2))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -70,11 +67,11 @@ class _Rotated(torch.autograd.Function):
         if cos is None:
             return torch.stack(parts, 2), None, None
         out_BT3HK = parts[0].new_empty(*parts[0].shape[:2], 3, *parts[0].shape[2:])
-        _rotate(parts, out_BT3HK, cos, sin, -1)
+        rotate(parts, out_BT3HK, cos, sin, -1)
         return out_BT3HK, None, None
 
 
-def rotated_attention(qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """As `lm.model.kernels.attention.causal_attention`, for any K; the argument is overwritten."""
-    q, k, v = _Rotated.apply(qkv_BT3HK, cos, sin)  # pyright: ignore
+def long_attention(qkv_BT3HK: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """As `lm.model.kernels.attention.causal_attention`, for any K."""
+    q, k, v = _Parts.apply(qkv_BT3HK, cos, sin)  # pyright: ignore
     return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)

@@ -1,0 +1,108 @@
+"""Queries, keys and values by one product, with the rotation of queries and keys: in Triton on Hopper (H100, H200).
+
+There a tile is rotated while its numbers are still in registers; elsewhere the rotation follows cuBLAS's product, in
+place. Shape letters: B batch, T time, D d_model, H heads, K head width, N tokens; BN, BF, BD those of a block.
+"""
+# pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportIndexIssue=false
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lm.model.kernels.hopper import BD, BN, STAGES, blocks, fits, halves, multiprocessors, place
+from lm.model.kernels.rope import rotate
+from lm.model.products import product_gradients, remember, wide_product
+
+BF, WARPS = 256, 8
+PART = 64  # columns that are rotated and written at a time, which bounds the registers that it takes
+
+
+@triton.jit
+def _write(
+    sums, out, row, column, cos_ptr, sin_ptr, rotated, time,
+    HALF: tl.constexpr, BN: tl.constexpr, COLUMNS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Columns of a tile, rotated as far as they are queries or keys, which are the first `rotated` of all."""
+    if COLUMNS > PART:
+        left, right = halves(sums, BN, COLUMNS)
+        middle = column + COLUMNS // 2
+        _write(left, out, row, column, cos_ptr, sin_ptr, rotated, time, HALF, BN, COLUMNS // 2, PART)
+        _write(right, out, row, middle, cos_ptr, sin_ptr, rotated, time, HALF, BN, COLUMNS // 2, PART)
+    else:
+        if column < rotated:
+            pairs = column // 2 + tl.arange(0, COLUMNS // 2)
+            angles = ((row + tl.arange(0, BN)) % time)[:, None] * HALF + (pairs % HALF)[None, :]
+            there = (pairs < rotated // 2)[None, :]
+            cos = tl.load(cos_ptr + angles, mask=there, other=1.0)
+            sin = tl.load(sin_ptr + angles, mask=there, other=0.0)
+            even, odd = tl.split(sums.reshape(BN, COLUMNS // 2, 2))
+            sums = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(BN, COLUMNS)
+        out.store([row, column], sums.to(out.dtype))
+
+
+@triton.jit
+def _project(
+    x, w, out, cos_ptr, sin_ptr, tokens, width, rotated, time,
+    D: tl.constexpr, HALF: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """Tiles that lie as many apart as there are programs; the next one's blocks load while the last one is written."""
+    rows, columns = tl.cdiv(tokens, BN), tl.cdiv(width, BF)
+    for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
+        row, column = place(tile, rows, columns)
+        sums = tl.zeros((BN, BF), tl.float32)
+        for d in range(0, D, BD):
+            sums = tl.dot(x.load([row * BN, d]), w.load([column * BF, d]).T, sums)
+        _write(sums, out, row * BN, column * BF, cos_ptr, sin_ptr, rotated, time, HALF, BN, BF, PART)
+
+
+def rotated_product(x_BTD: Tensor, w_3DD: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Tensor:
+    """x @ w.T, (B, T, 3D), rotated but for its last third. For arguments that `lm.model.kernels.hopper.fits` takes."""
+    _, time, d_model = x_BTD.shape
+    x_ND = x_BTD.reshape(-1, d_model)
+    out_N3D = x_ND.new_empty(len(x_ND), 3 * d_model)
+    tiles = triton.cdiv(len(x_ND), BN) * triton.cdiv(3 * d_model, BF)
+    _project[(min(tiles, multiprocessors(x_ND.device)),)](
+        blocks(x_ND, BN, BD), blocks(w_3DD, BF, BD), blocks(out_N3D, BN, PART), cos, sin,
+        len(x_ND), 3 * d_model, 2 * d_model, time, D=d_model, HALF=d_model // heads // 2,
+        BN=BN, BF=BF, BD=BD, PART=PART, num_warps=WARPS, num_stages=STAGES,
+    )  # fmt: skip
+    return out_N3D.view(*x_BTD.shape[:2], -1)
+
+
+class _Projection(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_BTD: Tensor, heads: int, cos: Tensor | None, sin: Tensor | None, *weights: Tensor
+    ) -> Tensor:
+        w_3DD = remember(ctx, x_BTD, weights)
+        if cos is not None and sin is not None and fits(x_BTD, *weights):
+            return rotated_product(x_BTD, w_3DD, heads, cos, sin).unflatten(-1, (3, heads, -1))
+        qkv_BT3HK = wide_product(x_BTD, w_3DD.T, x_BTD.dtype).unflatten(-1, (3, heads, -1))
+        if cos is not None and sin is not None:
+            rotate(qkv_BT3HK.unbind(2)[:2], qkv_BT3HK, cos, sin, 1)
+        return qkv_BT3HK
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        of_x, *of_weights = product_gradients(ctx, gradients[0])
+        return of_x, None, None, None, *of_weights
+
+
+def projection(x_BTD: Tensor, weights: Sequence[Tensor], heads: int, cos: Tensor | None, sin: Tensor | None) -> Tensor:
+    """Rotated queries and keys, and values, (B, T, 3, H, K), by matrices rounded to the type of x.
+
+    Its backward pass wants the gradients from before the rotation: `causal_attention` and `long_attention` turn them
+    back while they write them.
+
+    Args:
+        x_BTD: in one piece.
+        weights: of queries, keys and values, (D, D) each.
+        heads: H.
+        cos: (T or more, K / 2) of the angles by which pairs of neighbours are rotated, float32; None for no rotation.
+        sin: likewise.
+    """
+    return _Projection.apply(x_BTD, heads, cos, sin, *weights)  # pyright: ignore
