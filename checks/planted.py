@@ -78,8 +78,8 @@ OPTIMIZATION = [
     ),
     Fault(
         "optim/clip.py",
-        "for (_, dtype, mesh, placements), gradients in _alike(parameters).items():",
-        "for (_, dtype, mesh, placements), gradients in list(_alike(parameters).items())[:1]:",
+        "for (_, dtype, mesh, placements), gradients in buckets.items():",
+        "for (_, dtype, mesh, placements), gradients in list(buckets.items())[:1]:",
         "optim",
     ),
     Fault("optim/sgd.py", "math.sqrt(t + 1)", "math.sqrt(t + 2)", "optim"),
