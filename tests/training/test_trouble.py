@@ -71,6 +71,14 @@ def test_signal_ends_training_after_its_step(
     assert signal.getsignal(number) == before
 
 
+def test_signal_before_training_ends_it_after_a_step(data: Any, saving: Any, tmp_path: Path) -> None:
+    early = Callback()
+    early.on_train_start = lambda trainer, pl_module: os.kill(os.getpid(), signal.SIGTERM)  # to Lightning's handler
+    with pytest.raises(Stopped):
+        saving(early).fit(make_model(), datamodule=data())
+    assert saved_step(tmp_path) == 1
+
+
 def test_signal_amid_accumulation_waits_for_the_whole_step(data: Any, saving: Any, tmp_path: Path) -> None:
     module = make_model()
     backward = module.on_after_backward
