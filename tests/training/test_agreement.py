@@ -64,7 +64,7 @@ def test_all_know_one_step_later_and_the_step_waits_for_none(tmp_path: Path) -> 
 def test_steps_of_several_processes_wait_for_nothing(tmp_path: Path, tiny_config: Path, strategy: str) -> None:
     script = tmp_path / "script.py"  # a file, as Lightning starts the second process with it
     script.write_text(STRICT, encoding="utf-8")
-    quiet = "--eval_every 99 --checkpoint_every 99 --trainer.log_every_n_steps 99 --trainer.max_steps 6"
+    quiet = "--eval_every 99 --checkpoint_every 99 --trainer.log_every_n_steps 2 --trainer.max_steps 6"
     options = f"fit --config {tiny_config} {quiet} --trainer.strategy {strategy} --trainer.devices 2"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script, *options.split()]

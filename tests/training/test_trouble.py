@@ -158,7 +158,7 @@ def test_loss_spikes_are_said_and_marked(
 ) -> None:
     module = make_model()
     means = iter([3.0 - 0.01 * i + 0.02 * (i % 3) for i in range(24)] + [4.5, 2.76])
-    monkeypatch.setattr(module, "pop_train_loss", lambda: next(means))
+    monkeypatch.setattr(module, "pop_figures", lambda: torch.tensor([next(means), 1.0, math.inf]))
     metrics = Metrics(every=1)
     run = trainer(metrics, max_steps=26)
     run.fit(module, datamodule=data())
