@@ -8,6 +8,13 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """The tensor, become its mean over all processes; a GPU's is not waited for."""
+    averages = tensor.is_cuda  # gloo can only sum
+    dist.all_reduce(tensor, dist.ReduceOp.AVG if averages else dist.ReduceOp.SUM)
+    return tensor if averages else tensor.div_(dist.get_world_size())
+
+
 class DataParallel(DDPStrategy):
     """Lightning's strategy of that kind, without torch's wrapper around the model, which CUDA graphs would bypass.
 
@@ -27,10 +34,6 @@ class DataParallel(DDPStrategy):
         It comes after the backward pass. Exchanges beside it take multiprocessors away from products that count on all
         of them, and cost more than they hide.
         """
-        whole = torch.cat([gradient.flatten() for gradient in gradients])
-        averages = whole.is_cuda  # gloo can only sum
-        dist.all_reduce(whole, dist.ReduceOp.AVG if averages else dist.ReduceOp.SUM)
-        if not averages:
-            whole /= self.world_size
+        whole = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
         parts = whole.split([gradient.numel() for gradient in gradients])
         return [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]

@@ -3,14 +3,16 @@
 import logging
 import math
 import time
+from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lm.accounting import model_flop_utilisation, peak_flops
 from lm.data.tokens import SplitMeta
+from lm.training.copies import HostCopy
 from lm.training.module import LanguageModel
 from lm.training.spikes import Spikes
 
@@ -42,8 +44,23 @@ def loss_metrics(prefix: str, loss: float, meta: SplitMeta) -> dict[str, float]:
     return metrics
 
 
+class _Begun(NamedTuple):
+    """An optimizer step whose figures the device may still be computing."""
+
+    trainer: Trainer
+    step: int
+    tokens: int
+    seconds: float
+    learning_rate: float
+    length: int
+    figures: HostCopy
+
+
 class Metrics(Callback):
     """Logs losses, rates and utilisation against steps, and losses against seconds of training.
+
+    A step's figures are read at the end of the next batch, so that the device has work meanwhile, or before a
+    validation, a checkpoint or the end of training where that comes first.
 
     The clock counts active training only: not validation and its samples, not the time between a stop and its
     resume. It is saved in checkpoints, and so are the tokens seen. `latest` holds the newest figures for the
@@ -61,8 +78,10 @@ class Metrics(Callback):
         self.spikes = Spikes()
         self._running_since: float | None = None
         self._last = (0.0, 0)
+        self._begun: _Begun | None = None
 
     def state_dict(self) -> dict[str, Any]:
+        self._finish()
         return {"seconds": self.elapsed(), "tokens": self.tokens, "spikes": asdict(self.spikes)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -88,30 +107,54 @@ class Metrics(Callback):
             self._running_since = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish()
         self._stop()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        with suppress(DivergedError, RuntimeError):  # what ends training is the exception
+            self._finish()
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish()
         if self._running_since is not None:
             self._stop()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        module = language_model(pl_module)
+        self._finish()
         self.tokens += batch[1].numel() * trainer.world_size
         if (batch_idx + 1) % trainer.accumulate_grad_batches or trainer.global_step % self.every:
             return
-        loss = module.pop_train_loss()
-        _require_sense(loss, module, trainer.global_step)
-        now = (self.elapsed(), self.tokens)
-        tokens_per_second = (now[1] - self._last[1]) / max(now[0] - self._last[0], 1e-9)
-        self._last = now
+        self._begun = _Begun(
+            trainer=trainer,
+            step=trainer.global_step,
+            tokens=self.tokens,
+            seconds=self.elapsed(),
+            learning_rate=trainer.optimizers[0].param_groups[0]["lr"],
+            length=batch[0].shape[1],
+            figures=HostCopy(language_model(pl_module).pop_figures()),
+        )
+
+    def _finish(self) -> None:
+        """Read, check and log the figures that were begun, if any."""
+        if self._begun is None:
+            return
+        begun, self._begun = self._begun, None
+        trainer, step = begun.trainer, begun.step
+        module = language_model(trainer.lightning_module)
+        loss, norm, first_bad_step = begun.figures.read()
+        _require_sense(loss, module, step, norm, first_bad_step)
+        is_synchronous = trainer.strategy.root_device.type == "cpu"
+        seconds = begun.seconds if is_synchronous else self.elapsed()
+        tokens_per_second = (begun.tokens - self._last[1]) / max(seconds - self._last[0], 1e-9)
+        self._last = (seconds, begun.tokens)
         self.latest |= {"loss": loss, "tokens/s": tokens_per_second}
         metrics = {
-            "train/gradient_norm": float(module.gradient_norm),
-            "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/gradient_norm": norm,
+            "train/learning_rate": begun.learning_rate,
             "train/tokens_per_second": tokens_per_second,
-            "train/tokens_seen": self.tokens,
+            "train/tokens_seen": begun.tokens,
         }
         if module.data is not None:
             metrics |= loss_metrics("train", loss, module.data.files.meta.train)
@@ -120,20 +163,21 @@ class Metrics(Callback):
             if trainer.is_global_zero:
                 log.warning(
                     "loss spike at step %d: %.4f, %.0f standard deviations above its running mean; gradient norm %.4g",
-                    *(trainer.global_step, loss, height, metrics["train/gradient_norm"]),
+                    *(step, loss, height, norm),
                 )
         if (peak := device_peak(trainer)) is not None:
             per_device = tokens_per_second / trainer.world_size
-            share = model_flop_utilisation(per_device, module.config, peak, batch[0].shape[1])
+            share = model_flop_utilisation(per_device, module.config, peak, begun.length)
             metrics["train/model_flop_utilisation"] = share
-        _log(trainer, metrics, trainer.global_step)
-        _log(trainer, {"train/loss_vs_seconds": loss}, round(now[0]))
+        _log(trainer, metrics, step)
+        _log(trainer, {"train/loss_vs_seconds": loss}, round(seconds))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = language_model(pl_module)
         if module.data is not None and not trainer.sanity_checking:
             if trainer.state.fn == "fit":
-                _require_sense(module.valid_loss, module, trainer.global_step)
+                newest = float(module.gradient_norm), float(module.first_bad_step)
+                _require_sense(module.valid_loss, module, trainer.global_step, *newest)
             self.latest["val loss"] = module.valid_loss
             metrics = loss_metrics("val", module.valid_loss, module.data.valid_meta)
             _log(trainer, metrics, trainer.global_step)
@@ -144,19 +188,22 @@ class Metrics(Callback):
 def require_finite(trainer: Trainer) -> None:
     """Raises DivergedError where the newest gradient, and with it every weight, is not a number: not worth saving."""
     module = language_model(trainer.lightning_module)
-    if not math.isfinite(module.gradient_norm):
-        raise DivergedError(_diverged(module, f"at step {trainer.global_step}"))
+    if not math.isfinite(norm := float(module.gradient_norm)):
+        what = f"at step {trainer.global_step}"
+        raise DivergedError(_diverged(module, what, norm, float(module.first_bad_step)))
 
 
-def _require_sense(loss: float, module: LanguageModel, step: int) -> None:
+def _require_sense(loss: float, module: LanguageModel, step: int, norm: float, first_bad_step: float) -> None:
     guessing = math.log(module.config.vocab_size)
     if not loss < 2 * guessing:  # also true of NaN
-        raise DivergedError(_diverged(module, f"the loss is {loss:.4g} at step {step} (guessing: {guessing:.2f}) and"))
+        what = f"the loss is {loss:.4g} at step {step} (guessing: {guessing:.2f}) and"
+        raise DivergedError(_diverged(module, what, norm, first_bad_step))
 
 
-def _diverged(module: LanguageModel, what: str) -> str:
-    line = f"training diverged: {what} the gradient norm is {float(module.gradient_norm):.4g}"
-    if (first := module.first_bad_step) >= 0:
+def _diverged(module: LanguageModel, what: str, norm: float, first_bad_step: float) -> str:
+    line = f"training diverged: {what} the gradient norm is {norm:.4g}"
+    if math.isfinite(first_bad_step):
+        first = int(first_bad_step)
         line += f"; the first gradient that is no number came at step {first + 1}"
         if module.data is not None:
             starts = module.data.train_dataloader().starts(first)

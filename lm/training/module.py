@@ -3,6 +3,7 @@
 Shape letters: B batch, T time, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ from lm.model import ModelConfig, TransformerLM
 from lm.model.kernels import has_triton
 from lm.optim import AdamW, Muon, clipping_factor, get_lr_cosine_schedule, muon_groups, parameter_groups
 from lm.training.allocator import keep_freed_memory
-from lm.training.data_parallel import DataParallel
+from lm.training.data_parallel import DataParallel, mean_over_processes
 from lm.training.fsdp import FullySharded
 from lm.training.graph import RecordedStep
 from lm.training.resume import check_resume, run_identity
@@ -92,7 +93,7 @@ class LanguageModel(LightningModule):
         self.net.checkpointing = checkpointing
         self.gradient_norm = torch.tensor(float("nan"))
         self._norms: list[tuple[int, Tensor]] = []  # of steps whose norms nobody has looked at: asking takes time
-        self._first_bad_step = -1
+        self._first_bad_step = torch.tensor(math.inf)
         self.train_loss_sum = torch.tensor(0.0)
         self.train_loss_count = 0
         self.valid_loss = float("nan")
@@ -198,22 +199,27 @@ class LanguageModel(LightningModule):
         else:
             self._recorded.deliver(1 / self.trainer.accumulate_grad_batches)
 
-    def pop_train_loss(self) -> float:
-        """Mean training loss since the last call, over all processes."""
-        mean = self.trainer.strategy.reduce(self.train_loss_sum / self.train_loss_count, reduce_op="mean")
+    def pop_figures(self) -> Tensor:
+        """Mean training loss since the last call over all processes, newest gradient norm, and `first_bad_step`.
+
+        Nothing waits for the device.
+        """
+        mean = self.train_loss_sum / self.train_loss_count
+        if self.trainer.world_size > 1:
+            mean = mean_over_processes(mean)
         self.train_loss_sum = torch.zeros_like(self.train_loss_sum)
         self.train_loss_count = 0
-        self._first_bad_step = self.first_bad_step
-        return float(mean)
+        return torch.stack([mean, self.gradient_norm, self.first_bad_step])
 
     @property
-    def first_bad_step(self) -> int:
-        """The first optimizer step, from 0, whose gradient was no number; -1 where there was none."""
-        if self._norms and self._first_bad_step < 0:
-            bad = torch.stack([norm for _, norm in self._norms]).isfinite().logical_not().nonzero()
-            if len(bad):
-                self._first_bad_step = self._norms[int(bad[0])][0]
-        self._norms.clear()
+    def first_bad_step(self) -> Tensor:
+        """The first optimizer step, from 0, whose gradient was no number; infinity where there was none."""
+        if self._norms:
+            norms = torch.stack([norm for _, norm in self._norms])
+            steps = self._norms[0][0] + torch.arange(len(norms), device=norms.device)
+            first = torch.where(norms.isfinite(), math.inf, steps).min()
+            self._first_bad_step = torch.minimum(self._first_bad_step.to(first.device), first)
+            self._norms.clear()
         return self._first_bad_step
 
     def on_validation_epoch_start(self) -> None:

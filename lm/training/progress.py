@@ -29,6 +29,10 @@ class StepProgress(ProgressBar):
         hidden = not self._enabled
         return tqdm(desc=what, unit=unit, total=total, initial=done, leave=leave, disable=hidden, dynamic_ncols=True)
 
+    def _show_figures(self, bar: tqdm) -> None:
+        figures = {k: f"{v:.3f}" if v < 1000 else f"{v:,.0f}" for k, v in self.metrics.latest.items()}
+        bar.set_postfix(figures, refresh=False)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = self._bar("training", "step", trainer.max_steps, trainer.global_step)
 
@@ -37,9 +41,7 @@ class StepProgress(ProgressBar):
     ) -> None:
         if self._training is None or self._training.n == trainer.global_step:
             return
-        if trainer.global_step % self.metrics.every == 0:
-            figures = {k: f"{v:.3f}" if v < 1000 else f"{v:,.0f}" for k, v in self.metrics.latest.items()}
-            self._training.set_postfix(figures, refresh=False)
+        self._show_figures(self._training)
         self._training.update(trainer.global_step - self._training.n)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -65,6 +67,7 @@ class StepProgress(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._training is not None:
+            self._show_figures(self._training)
             self._training.close()
             self._training = None
 

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 
+from lm.training.agreement import Agreement
 from lm.training.files import Packed, SaveError
 from lm.training.metrics import require_finite
 from lm.training.shards import cut, put_together, read, remove_others
@@ -97,9 +98,10 @@ class LastCheckpoint(Checkpoint):
     Where a validation follows a step, the checkpoint is written after it: so a run cut off during the validation goes
     on from before the step, and does not miss it.
 
-    SIGTERM and Ctrl-C take effect at the end of a step, at the same one in all processes, with exit code 143 or 130;
-    a second Ctrl-C at once, without saving. Under SLURM, SIGUSR1 (`#SBATCH --signal=USR1@60`) also puts the job back
-    into the queue. These take the place of Lightning's own handlers, which save in the middle of a step.
+    SIGTERM and Ctrl-C take effect at the end of a step, with several processes of the next one, the same in all, with
+    exit code 143 or 130; a second Ctrl-C at once, without saving. Under SLURM, SIGUSR1 (`#SBATCH --signal=USR1@60`)
+    also puts the job back into the queue. These take the place of Lightning's own handlers, which save in the middle of
+    a step.
 
     Args:
         every: optimizer steps between checkpoints.
@@ -113,13 +115,22 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = -1
         self._signal: int | None = None
         self._stopping = False
+        self._agreement: Agreement | None = None
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir  # a collective: every process asks
         trial = getattr(trainer, "fast_dev_run", False)
         self._path = None if folder is None or trial else Path(folder) / "checkpoints" / "last.ckpt"
+        self._agreement = Agreement(trainer.world_size)
+        self._take_signals(trainer)
+
+    def _take_signals(self, trainer: Trainer) -> None:
+        """Signals are this callback's from here on, and one that came before too."""
         self._signal = signal.SIGTERM if trainer.received_sigterm else None
+        trainer._signal_connector.received_sigterm = False
+        # Lightning's own agreement on SIGTERM makes every batch wait for the device.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if threading.current_thread() is threading.main_thread():
             wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
             self._handlers = {number: signal.signal(number, self._receive) for number in wanted}
@@ -129,8 +140,9 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        self._stopping = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         assert isinstance(trainer.val_check_batch, int)
+        assert self._agreement is not None
+        self._stopping = self._agreement.ask(self._signal is not None)
         if not trainer.enable_validation or (batch_idx + 1) % trainer.val_check_batch:
             self._end_step(trainer)
 
@@ -140,12 +152,15 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_handlers()
+        if self._agreement is not None:
+            self._agreement.end()
         if self._saved_step != trainer.global_step:
             self._save(trainer)
         self._finish(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
+        self._agreement = None  # another process may have ended before its word
 
     def _end_step(self, trainer: Trainer) -> None:
         step = trainer.global_step
@@ -180,7 +195,7 @@ class LastCheckpoint(Checkpoint):
             raise KeyboardInterrupt
         self._signal = number
         if number == signal.SIGINT:
-            os.write(2, b"\nstopping after this step; Ctrl-C again stops at once, without saving\n")
+            os.write(2, b"\nstopping at the end of a step; Ctrl-C again stops at once, without saving\n")
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():

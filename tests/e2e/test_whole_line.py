@@ -12,13 +12,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-# Sends the process a signal at a place of the module, at an optimizer step.
+# Sends the process, of several the last, a signal at a place of the module, at an optimizer step.
 SIGNAL = """
 import os, sys
 from lm.training.module import LanguageModel
 before, pending = LanguageModel.{place}, [{step}]
 def hook(self, *arguments):
-    if self.global_step in pending:
+    if self.global_step in pending and self.global_rank == self.trainer.world_size - 1:
         os.kill(os.getpid(), pending.clear() or {number})
     return before(self, *arguments)
 LanguageModel.{place} = hook
@@ -186,7 +186,10 @@ def test_two_processes_give_the_losses_of_one_and_stop_together(tmp_path: Path, 
     fit(one, tiny_config, *plain)
     fit(two, tiny_config, *both)
     script = SIGNAL.format(place="training_step", step=6, number=int(signal.SIGTERM))
-    assert lm(cut, "fit", "--config", tiny_config, *both, script=script).returncode == 143
+    stopped = lm(cut, "fit", "--config", tiny_config, *both, script=script)
+    assert stopped.returncode == 143
+    assert "stopped by SIGTERM at step 8\n" in stopped.stderr  # one step after the one that it came in
+    assert checkpoint(cut)["global_step"] == 8
     assert lm(cut, "fit", "--resume").returncode == 0
     for key, weight in checkpoint(two)["state_dict"].items():
         assert torch.equal(weight, checkpoint(cut)["state_dict"][key]), key

@@ -71,6 +71,14 @@ def test_signal_ends_training_after_its_step(
     assert signal.getsignal(number) == before
 
 
+def test_signal_before_training_ends_it_after_a_step(data: Any, saving: Any, tmp_path: Path) -> None:
+    early = Callback()
+    early.on_train_start = lambda trainer, pl_module: os.kill(os.getpid(), signal.SIGTERM)  # to Lightning's handler
+    with pytest.raises(Stopped):
+        saving(early).fit(make_model(), datamodule=data())
+    assert saved_step(tmp_path) == 1
+
+
 def test_signal_amid_accumulation_waits_for_the_whole_step(data: Any, saving: Any, tmp_path: Path) -> None:
     module = make_model()
     backward = module.on_after_backward
@@ -150,7 +158,7 @@ def test_loss_spikes_are_said_and_marked(
 ) -> None:
     module = make_model()
     means = iter([3.0 - 0.01 * i + 0.02 * (i % 3) for i in range(24)] + [4.5, 2.76])
-    monkeypatch.setattr(module, "pop_train_loss", lambda: next(means))
+    monkeypatch.setattr(module, "pop_figures", lambda: torch.tensor([next(means), 1.0, math.inf]))
     metrics = Metrics(every=1)
     run = trainer(metrics, max_steps=26)
     run.fit(module, datamodule=data())
