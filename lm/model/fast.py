@@ -23,8 +23,7 @@ from lm.model.layers import RMSNorm, SiLUFeedForward, SwiGLU
 from lm.model.products import product
 from lm.model.rope import RotaryPositionEmbedding
 
-KERNEL_TIME = 512  # tokens; where texts are longer, cuDNN's attention is faster than ours
-KERNEL_WIDTHS = (16, 32, 64, 128)  # of heads
+KERNEL_TIMES = {16: 1024, 32: 1024, 64: 1024, 128: 512}  # tokens by width of a head: of more, cuDNN's is faster
 
 
 def fast_block(block: TransformerBlock, stream: Stream, packed: bool = True) -> Stream:
@@ -107,7 +106,7 @@ def attention_by_kernels(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> Tensor:
 def takes_kernel(attn: MultiHeadSelfAttention, x_BTD: Tensor) -> bool:
     """Whether attention of this input is our kernel's, on a GPU that has it."""
     _, time, d_model = x_BTD.shape
-    return time <= KERNEL_TIME and d_model // attn.num_heads in KERNEL_WIDTHS and x_BTD.dtype.itemsize == 2
+    return time <= KERNEL_TIMES.get(d_model // attn.num_heads, 0) and x_BTD.dtype.itemsize == 2
 
 
 def attend_on_cpu(attn: MultiHeadSelfAttention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

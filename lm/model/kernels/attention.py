@@ -202,11 +202,11 @@ def _backward_keys(
     _store(qkv_gradient_ptr + triple + 2 * width, 3 * width, keys, time, v_gradient_SK.to(v_SK.dtype), K)
 
 
-def _settings(qkv_BT3HK: Tensor, registers: int) -> tuple[tuple[int, int], dict[str, Any]]:
+def _settings(qkv_BT3HK: Tensor, registers: int, stages: int) -> tuple[tuple[int, int], dict[str, Any]]:
     batch_size, time, _, heads, width = qkv_BT3HK.shape
     settings: dict[str, Any] = {
         "time": time, "heads": heads, "scale": width**-0.5, "K": width, "BLOCK": BLOCK, "WHOLE": time % BLOCK == 0,
-        "num_warps": WARPS, "num_stages": 1,
+        "num_warps": WARPS, "num_stages": stages,
     }  # fmt: skip
     if width <= 32 and qkv_BT3HK.dtype.itemsize == 2:  # more programs at a time; wider heads would spill registers
         settings["maxnreg"] = registers
@@ -219,7 +219,7 @@ class _CausalAttention(torch.autograd.Function):
         batch_size, time, _, heads, width = qkv_BT3HK.shape
         out_BTHK = qkv_BT3HK.new_empty(batch_size, time, heads, width)
         log_sums_BHT = qkv_BT3HK.new_empty(batch_size, heads, time, dtype=torch.float32)
-        grid, settings = _settings(qkv_BT3HK, 96)
+        grid, settings = _settings(qkv_BT3HK, 96, 3)
         _forward[grid](qkv_BT3HK, out_BTHK, log_sums_BHT, **settings)
         ctx.save_for_backward(qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT)
         return out_BTHK
@@ -229,7 +229,7 @@ class _CausalAttention(torch.autograd.Function):
         qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT = ctx.saved_tensors
         qkv_gradient_BT3HK, dots_BHT = torch.empty_like(qkv_BT3HK), torch.empty_like(log_sums_BHT)
         gradient = gradients[0].contiguous()
-        grid, settings = _settings(qkv_BT3HK, 128)
+        grid, settings = _settings(qkv_BT3HK, 128, 1)
         settings["ROPE"] = cos is not None
         _backward_queries[grid](
             qkv_BT3HK, cos, sin, out_BTHK, log_sums_BHT, gradient, dots_BHT, qkv_gradient_BT3HK, **settings

@@ -33,7 +33,8 @@ def _loss_into_gradient(logits_ptr, targets_ptr, losses_ptr, vocab_size, row_len
     for start in range(0, row_length, BLOCK):
         x = tl.load(logits + start + v, mask=start + v < vocab_size, other=-float("inf")).to(tl.float32)
         gradient = tl.exp(x - log_sum) - tl.where(start + v == target, 1.0, 0.0)
-        tl.store(logits + start + v, gradient * scale, mask=start + v < row_length)
+        # What is written is not read again before it has left the cache; what other programs read is to stay there.
+        tl.store(logits + start + v, gradient * scale, mask=start + v < row_length, eviction_policy="evict_first")
 
 
 def loss_into_gradient(logits_RV: Tensor, targets_R: Tensor, vocab_size: int, scale: float) -> Tensor:
