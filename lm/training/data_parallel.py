@@ -1,5 +1,8 @@
 """Training with the whole model in every process: gradients are averaged over all of them."""
 
+# torch's multi-tensor operations are its own optimizers' tools, but not declared public.
+# pyright: reportPrivateImportUsage=false
+
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +37,9 @@ class DataParallel(DDPStrategy):
         It comes after the backward pass. Exchanges beside it take multiprocessors away from products that count on all
         of them, and cost more than they hide.
         """
-        whole = mean_over_processes(torch.cat([gradient.flatten() for gradient in gradients]))
-        parts = whole.split([gradient.numel() for gradient in gradients])
-        return [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+        sizes = [gradient.numel() for gradient in gradients]
+        whole = gradients[0].new_empty(sum(sizes))
+        parts = [part.view_as(gradient) for part, gradient in zip(whole.split(sizes), gradients, strict=True)]
+        torch._foreach_copy_(parts, list(gradients))
+        mean_over_processes(whole)
+        return parts
