@@ -85,18 +85,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         parts = -(-len(x_ND) * padded * x_ND.element_size() // part) or 1
         rows = -(-len(x_ND) // parts) or 1
         needs_gradient = any(ctx.needs_input_grad)
-        losses, x_parts = [], []
+        losses, x_gradient_ND = [], torch.empty_like(x_ND) if needs_gradient else x_ND
         weight_gradient_VD: Tensor | None = None
-        for x_RD, targets_R in zip(x_ND.split(rows), targets_N.split(rows), strict=True):
-            logits_RV = x_RD @ narrow_VD.T
+        parts_of = (x_ND.split(rows), targets_N.split(rows), x_gradient_ND.split(rows))
+        for x_RD, targets_R, x_gradient_RD in zip(*parts_of, strict=True):
+            logits_RV = wide_product(x_RD, narrow_VD.T, x_RD.dtype)
             losses.append(into_gradient(logits_RV, targets_R, vocab_size, 1 / len(targets_N)))
             if needs_gradient:
-                x_parts.append(logits_RV @ narrow_VD)
+                torch.mm(logits_RV, narrow_VD, out=x_gradient_RD)
                 part_VD = wide_product(logits_RV.T, x_RD, wide)[:vocab_size]
                 weight_gradient_VD = part_VD if weight_gradient_VD is None else weight_gradient_VD.add_(part_VD)
             del logits_RV
         if needs_gradient:
-            ctx.save_for_backward(x_parts[0] if len(x_parts) == 1 else torch.cat(x_parts), weight_gradient_VD)
+            ctx.save_for_backward(x_gradient_ND, weight_gradient_VD)
         ctx.is_last = is_last
         return (losses[0] if len(losses) == 1 else torch.stack(losses).sum()) / len(targets_N)
 
