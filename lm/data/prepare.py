@@ -11,10 +11,9 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from filelock import FileLock
-
 from lm.data.digests import file_sha256, sampled_sha256
 from lm.data.encode import encode_file
+from lm.data.locks import is_writable, locked
 from lm.data.overlap import shared_documents
 from lm.data.sources import SourceName, StoryCorpus, TextFiles, resolve_source
 from lm.data.tokens import FORMAT, SplitMeta, TokenFiles, TokenMeta, largest_id
@@ -44,6 +43,8 @@ def prepare(
 ) -> PreparedData:
     """Make the tokenizer and the token files of a source, if they are not there yet.
 
+    Where they are, nothing is written, and the folders may be read-only.
+
     Args:
         source: stories (embedded generator), tinystories or openwebtext (downloaded), or text (your files).
         train_text: UTF-8 training text for source text; documents separated by lines `<|endoftext|>`.
@@ -62,7 +63,7 @@ def prepare(
     text = resolve_source(source, data_dir, train_text, valid_text, stories)
     folder = data_dir / text.name
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    with locked(folder / ".lock"):
         digests = {split: _file_digest(path, folder) for split, path in text.splits.items()}
         if tokenizer is None:
             tokenizer = tokenizers_dir / f"{text.name}-{vocab_size}-{digests['train'][:8]}"
@@ -139,6 +140,8 @@ def _file_digest(path: Path, folder: Path) -> str:
     if name in known and known[name][0] == stamp:
         return known[name][1]
     digest = file_sha256(path)
+    if not is_writable(folder):
+        return digest
     temporary = memory.with_suffix(".tmp")
     temporary.write_text(json.dumps({**known, name: [stamp, digest]}, indent=1), encoding="utf-8")
     os.replace(temporary, memory)

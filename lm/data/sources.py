@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from filelock import FileLock
-
 from lm.data.hub import download
+from lm.data.locks import locked
 
 log = logging.getLogger("lm")
 
@@ -117,7 +116,7 @@ def resolve_source(
     name = corpus.name if source == "stories" else source
     folder = data_dir / name
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(data_dir / f".{name}.lock"):
+    with locked(data_dir / f".{name}.lock"):
         if source == "stories":
             return _stories(folder, corpus)
         hub = _HUB[source]

@@ -57,7 +57,7 @@ class Decoder:
             from lm.generation.native import Step  # imports numba, which only this needs
 
             self.native = Step(self)
-        elif _has_triton(self.device) and self.config.norm_position == "pre":
+        elif has_triton(self.device) and self.config.norm_position == "pre":
             from lm.generation.kernels import Step
 
             self.kernels = Step(self)
@@ -133,11 +133,6 @@ class Decoder:
             gate_BF, value_BF = opened.chunk(2, -1)
             return F.linear(F.silu(gate_BF) * value_BF, self.w2_LDF[index])
         return F.linear(F.silu(opened), self.w2_LDF[index])
-
-
-def _has_triton(device: torch.device) -> bool:
-    """Whether Triton's kernels run: on NVIDIA GPUs from Ampere on, where torch brought Triton."""
-    return has_triton(device) and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _rmsnorm(module: nn.Module) -> RMSNorm | None:

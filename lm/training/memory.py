@@ -34,6 +34,7 @@ class MemoryAdvice(Callback):
             free,
             net.checkpointing,
             has_triton(device) and net.is_fast,
+            language_model(pl_module).is_sharded,
         )
 
 
@@ -46,6 +47,7 @@ def what_fits(
     free: int,
     checkpointing: bool = False,
     by_kernels: bool = False,
+    is_sharded: bool = False,
 ) -> str:
     """The largest micro-batch of a training step that fits, and how to get there with the same result.
 
@@ -58,15 +60,18 @@ def what_fits(
         free: bytes.
         checkpointing: whether blocks are computed again in the backward pass.
         by_kernels: whether the passes run in kernels of ours.
+        is_sharded: whether devices share the model out, which the account of one device does not know: then fewer than
+            now are said to fit.
     """
-    if by_kernels and covers(config, precision):
-        fits = largest_fast_batch(config, context_length, free, checkpointing)
-    else:
-        fits = largest_batch(moments(config, context_length, precision, checkpointing), free)
-    line = (
-        f"with {rows // accumulate} sequences at a time; by the account {fits} fit into the {free / 1e9:,.1f} GB that "
-        f"this run can have (python -m lm account); "
-    )
+    line, fits = f"with {rows // accumulate} sequences at a time; ", rows // accumulate - 1
+    if not is_sharded:
+        if by_kernels and covers(config, precision):
+            fits = largest_fast_batch(config, context_length, free, checkpointing)
+        else:
+            fits = largest_batch(moments(config, context_length, precision, checkpointing), free)
+        line += (
+            f"by the account {fits} fit into the {free / 1e9:,.1f} GB that this run can have (python -m lm account); "
+        )
     enough = [parts for parts in range(accumulate + 1, rows + 1) if rows % parts == 0 and rows // parts <= fits]
     if enough:
         return f"{line}set trainer.accumulate_grad_batches to {enough[0]}, which changes no result"

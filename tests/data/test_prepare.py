@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import lm.data.encode
+import lm.data.locks
 from lm.data.prepare import PreparedData, prepare
 from lm.data.sources import StoryCorpus
 from lm.data.stories import generate_stories
@@ -46,6 +48,21 @@ def test_second_call_changes_no_file(folder: Path) -> None:
     assert prepare_text() == first
     assert made(folder) == before
     assert not [name for name in before if "tmp" in Path(name).name]
+
+
+def test_what_is_prepared_may_be_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> None:
+        raise OSError("Read-only file system")
+
+    corpus = StoryCorpus(20_000, 4_000)
+    both = prepare_text(), prepare("stories", vocab_size=VOCAB_SIZE, stories=corpus, workers=1)
+    Path("data/text-train/digests.json").unlink()
+    before = made(folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr(lm.data.locks, "FileLock", refuse)
+    assert (prepare_text(), prepare("stories", vocab_size=VOCAB_SIZE, stories=corpus, workers=1)) == both
+    assert made(folder) == before
 
 
 def test_other_text_or_size_gets_folders_of_its_own(folder: Path) -> None:

@@ -185,6 +185,10 @@ def test_out_of_memory_says_what_fits() -> None:
     assert "with 16 sequences at a time; by the account 5 fit" in line
     assert "set trainer.accumulate_grad_batches to 8, which changes no result" in line
     assert "lower model.net.context_length" in what_fits(NET, 16, "float32", rows=32, accumulate=1, free=mib)
+    # The account of one device does not know what several share out.
+    line = what_fits(NET, 16, "float32", rows=6, accumulate=2, free=free, is_sharded=True)
+    assert line.startswith("with 3 sequences at a time; set trainer.accumulate_grad_batches to 3")
+    assert "model.checkpointing" in what_fits(NET, 16, "float32", rows=2, accumulate=2, free=free, is_sharded=True)
 
 
 def test_out_of_memory_ends_in_that_line(data: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
