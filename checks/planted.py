@@ -166,6 +166,14 @@ RESUME = [
     Fault("training/module.py", "group.update(betas=config.betas, eps=config.eps)", "pass", "training"),
     Fault("training/module.py", "            torch.manual_seed(int(", "            (int(", "training"),
     Fault("training/metrics.py", '"tokens": self.tokens', '"tokens": 0', "training"),
+    Fault(
+        "training/metrics.py",
+        '        self._finish()\n        return {"seconds"',
+        '        return {"seconds"',
+        "training/test_figures.py",
+    ),
+    Fault("training/agreement.py", "dist.ReduceOp.MAX", "dist.ReduceOp.MIN", "training/test_agreement.py"),
+    Fault("training/data_parallel.py", "tensor.div_(dist.get_world_size())", "tensor", "training/test_module.py"),
 ]
 SAFETY = [
     Fault(
@@ -180,7 +188,25 @@ SAFETY = [
         "            self._contents",
         "training/test_background_writing.py",
     ),
+    Fault(
+        "training/stopping.py",
+        "trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None",
+        "pass",
+        "training/test_agreement.py",
+    ),
+    Fault(
+        "training/stopping.py", "trainer._signal_connector.received_sigterm = False", "pass", "training/test_trouble.py"
+    ),
+    Fault("training/module.py", "math.inf, steps).min()", "math.inf, steps).max()", "training/test_figures.py"),
     Fault("training/files.py", "            os.replace(temporary, path)\n", "", "training/test_files.py"),
+    Fault("optim/clip.py", "return gradients if mesh is None else None", "return gradients", "optim/test_sharded.py"),
+    Fault("data/locks.py", "FileLock(path) if", "nullcontext() if", "data/test_prepare.py"),
+    Fault(
+        "data/prepare.py",
+        "    if not is_writable(folder):\n        return digest\n",
+        "",
+        "data/test_prepare.py",
+    ),
     Fault("training/files.py", "if comment.startswith(_MARK) and", "if not comment and", "training/test_files.py"),
     Fault("training/runs.py", "newest = max(steps", "newest = min(steps", "training/test_runs.py"),
     Fault(

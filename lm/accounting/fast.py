@@ -12,6 +12,7 @@ from lm.accounting.parameters import count_parameters
 from lm.model.config import ModelConfig
 
 NARROW = 2  # bytes of a bfloat16
+IN_ORDER = 4 + ID  # bytes of an id in lm/model/kernels/embedding.py, and of its place
 LOGITS_PART = 2 * 2**30  # bytes of logits at a time; lm.model.loss.GPU_PART
 
 
@@ -42,8 +43,9 @@ def fast_moments(
     block = _block(config, sequence_length) * batch_size
     blocks = tokens * width * NARROW * config.num_layers if checkpointing else block * config.num_layers
     matrices = NARROW * (counted.attention + counted.ffn)  # packed copies
-    # Token ids and targets; input and output of the last norm, and what the loss leaves: its input's gradient.
-    saved = blocks + matrices + tokens * (2 * ID + 3 * width * NARROW)
+    # Token ids and targets, and the ids once more in order; input and output of the last norm, and what the loss
+    # leaves: its input's gradient.
+    saved = blocks + matrices + tokens * (2 * ID + IN_ORDER + 3 * width * NARROW)
     logits = tokens * config.vocab_size * NARROW
     parts = -(-logits // LOGITS_PART)
     summed = WIDE * head if parts > 1 else 0  # the output projection's gradient, of the parts before

@@ -12,6 +12,6 @@ def is_writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def locked(path: Path) -> AbstractContextManager[object]:
-    """Holds a lock file; no lock where its folder can only be read, as nothing is written there."""
-    return FileLock(path) if is_writable(path.parent) else nullcontext()
+def locked(path: Path, folder: Path) -> AbstractContextManager[object]:
+    """Holds the lock file of a folder; none where the folder can only be read, as nothing is written there."""
+    return FileLock(path) if is_writable(folder) else nullcontext()

@@ -43,7 +43,7 @@ def prepare(
 ) -> PreparedData:
     """Make the tokenizer and the token files of a source, if they are not there yet.
 
-    Where they are, nothing is written, and the folders may be read-only.
+    Where they are, the folders may be read-only; then a text's digest is worked out anew each time.
 
     Args:
         source: stories (embedded generator), tinystories or openwebtext (downloaded), or text (your files).
@@ -63,7 +63,7 @@ def prepare(
     text = resolve_source(source, data_dir, train_text, valid_text, stories)
     folder = data_dir / text.name
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):
+    with locked(folder / ".lock", folder):
         digests = {split: _file_digest(path, folder) for split, path in text.splits.items()}
         if tokenizer is None:
             tokenizer = tokenizers_dir / f"{text.name}-{vocab_size}-{digests['train'][:8]}"
@@ -77,9 +77,14 @@ def prepare(
 
 def _tokenizer(folder: Path, text: TextFiles, vocab_size: int, workers: int | None) -> Tokenizer:
     if not folder.exists():
-        log.info("training a tokenizer of %d ids on %s", vocab_size, text.splits["train"])
-        vocab, merges = train_bpe(text.splits["train"], vocab_size, [END_OF_TEXT], num_workers=workers, progress=True)
-        Tokenizer(vocab, merges, [END_OF_TEXT]).save(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.parent / f".{folder.name}.lock", folder.parent):
+            if not folder.exists():
+                log.info("training a tokenizer of %d ids on %s", vocab_size, text.splits["train"])
+                vocab, merges = train_bpe(
+                    text.splits["train"], vocab_size, [END_OF_TEXT], num_workers=workers, progress=True
+                )
+                Tokenizer(vocab, merges, [END_OF_TEXT]).save(folder)
     tokenizer = Tokenizer.from_folder(folder)
     if END_OF_TEXT not in tokenizer.special_ids:
         raise ValueError(

@@ -116,7 +116,7 @@ def resolve_source(
     name = corpus.name if source == "stories" else source
     folder = data_dir / name
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(data_dir / f".{name}.lock"):
+    with locked(data_dir / f".{name}.lock", folder):
         if source == "stories":
             return _stories(folder, corpus)
         hub = _HUB[source]

@@ -135,7 +135,10 @@ class TransformerLM(nn.Module):
 
     def _fast_hidden(self, token_ids: Tensor) -> Tensor:
         block = self._training_block if torch.is_grad_enabled() else self._block
-        stream: Stream = self.dropout(fast_embedding(self.token_embeddings, token_ids)), None
+        x_BTD = self.dropout(fast_embedding(self.token_embeddings, token_ids))
+        # Blocks hand on an addition that is pending; without one the first would be compiled by itself.
+        hands_on = self._is_compiled and self.config.norm_position == "pre"
+        stream: Stream = x_BTD, torch.zeros_like(x_BTD, requires_grad=x_BTD.requires_grad) if hands_on else None
         for layer in self.layers:
             assert isinstance(layer, TransformerBlock)
             stream = self._run(layer.run, block, stream)

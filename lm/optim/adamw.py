@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+AMPERE = 8  # major compute capability; kernels in Triton want it
 _HAS_TRITON = torch.version.hip is None and find_spec("triton") is not None
 
 
@@ -116,7 +117,10 @@ def _are_plain(tensors: Iterable[Tensor]) -> bool:
 
 def takes_kernels(tensors: list[Tensor]) -> bool:
     """Whether `lm.optim.kernels` takes these tensors, which are all on one device."""
-    return tensors[0].device.type == "cuda" and _HAS_TRITON and _are_plain(tensors)
+    device = tensors[0].device
+    if device.type != "cuda" or not _HAS_TRITON or torch.cuda.get_device_properties(device).major < AMPERE:
+        return False
+    return _are_plain(tensors)
 
 
 def _updater(tensors: list[list[Tensor]]) -> Callable[..., None]:

@@ -50,10 +50,11 @@ def clipping_factor(parameters: Iterable[Tensor], max_l2_norm: float) -> tuple[T
     if not max_l2_norm > 0:
         raise ValueError(f"max_l2_norm is {max_l2_norm}, it must be above 0")
     buckets = _alike(parameters)
-    if len(buckets) == 1 and takes_kernels(gradients := next(iter(buckets.values()))):
+    alike = _whole_ones(buckets)
+    if alike is not None and takes_kernels(alike):
         from lm.optim.kernels import clipping_factor as kernel
 
-        return kernel(gradients, max_l2_norm, _EPS)
+        return kernel(alike, max_l2_norm, _EPS)
     norms: list[Tensor] = []
     for (_, dtype, mesh, placements), gradients in buckets.items():
         found = torch._foreach_norm(gradients, 2, dtype=torch.promote_types(dtype, torch.float32))
@@ -70,6 +71,14 @@ def _alike(parameters: Iterable[Tensor]) -> dict[Layout, list[Tensor]]:
             layout = getattr(gradient, "device_mesh", None), getattr(gradient, "placements", ())
             buckets.setdefault((gradient.device, gradient.dtype, *layout), []).append(local_part(gradient))
     return buckets
+
+
+def _whole_ones(buckets: dict[Layout, list[Tensor]]) -> list[Tensor] | None:
+    """All gradients, where they are alike and this process has them whole."""
+    if len(buckets) != 1:
+        return None
+    (((_, _, mesh, _), gradients),) = buckets.items()
+    return gradients if mesh is None else None
 
 
 def _joint(norms: Sequence[Tensor]) -> Tensor:

@@ -111,7 +111,7 @@ class Metrics(Callback):
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        with suppress(DivergedError, RuntimeError):  # what ends training is the exception
+        with suppress(Exception):  # what ends training is the exception
             self._finish()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,8 +145,7 @@ class Metrics(Callback):
         module = language_model(trainer.lightning_module)
         loss, norm, first_bad_step = begun.figures.read()
         _require_sense(loss, module, step, norm, first_bad_step)
-        is_synchronous = trainer.strategy.root_device.type == "cpu"
-        seconds = begun.seconds if is_synchronous else self.elapsed()
+        seconds = self.elapsed() if begun.figures.was_late else begun.seconds
         tokens_per_second = (begun.tokens - self._last[1]) / max(seconds - self._last[0], 1e-9)
         self._last = (seconds, begun.tokens)
         self.latest |= {"loss": loss, "tokens/s": tokens_per_second}

@@ -127,13 +127,15 @@ class LastCheckpoint(Checkpoint):
 
     def _take_signals(self, trainer: Trainer) -> None:
         """Signals are this callback's from here on, and one that came before too."""
-        self._signal = signal.SIGTERM if trainer.received_sigterm else None
-        trainer._signal_connector.received_sigterm = False
+        self._signal = None
         # Lightning's own agreement on SIGTERM makes every batch wait for the device.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None
         if threading.current_thread() is threading.main_thread():
             wanted = [signal.SIGTERM, signal.SIGINT, *([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])]
             self._handlers = {number: signal.signal(number, self._receive) for number in wanted}
+        if trainer.received_sigterm:
+            self._signal = signal.SIGTERM
+            trainer._signal_connector.received_sigterm = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -51,16 +51,22 @@ def test_second_call_changes_no_file(folder: Path) -> None:
 
 
 def test_what_is_prepared_may_be_read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any) -> None:
-        raise OSError("Read-only file system")
-
     corpus = StoryCorpus(20_000, 4_000)
     both = prepare_text(), prepare("stories", vocab_size=VOCAB_SIZE, stories=corpus, workers=1)
     Path("data/text-train/digests.json").unlink()
-    before = made(folder)
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    before, access, replace = made(folder), os.access, os.replace
+
+    def is_here(path: Any) -> bool:
+        return Path(path).absolute().is_relative_to(folder)
+
+    def refuse(source: Any, target: Any) -> None:
+        if is_here(target):
+            raise OSError("Read-only file system")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: not is_here(path) and access(path, mode))
     monkeypatch.setattr(os, "replace", refuse)
-    monkeypatch.setattr(lm.data.locks, "FileLock", refuse)
+    monkeypatch.setattr(lm.data.locks, "FileLock", lambda path: pytest.fail(f"locks {path}"))
     assert (prepare_text(), prepare("stories", vocab_size=VOCAB_SIZE, stories=corpus, workers=1)) == both
     assert made(folder) == before
 

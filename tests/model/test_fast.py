@@ -119,6 +119,24 @@ def test_compiled_equals_uncompiled():
     assert_close(gradients(compiled), gradients(fast), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("switches", [{}, {"norm_position": "post"}], ids=str)
+def test_blocks_are_compiled_once(switches: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    graphs: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    _, fast = models(**switches)
+    fast.speed_up(compiled=True)
+    for _ in range(2):
+        fast.hidden(batch()[0])
+    assert len(graphs) == 1
+    torch.compiler.reset()
+
+
 @pytest.mark.parametrize("is_fast", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_checkpointing_changes_nothing_but_memory(is_fast: bool, dropout: float):

@@ -110,19 +110,22 @@ class _Embedding(torch.autograd.Function):
         _rows[(len(ids_N),)](ids_N, table_VD, out_ND, width, W=columns, num_warps=1 if columns <= 512 else 4)
         if ctx.needs_input_grad[1]:
             with beside(ids_N.device):
-                ctx.save_for_backward(*by_id(ids_N, len(table_VD)))
+                in_order = by_id(ids_N, len(table_VD))
+            ctx.save_for_backward(ids_N, *in_order)  # the ids, as they are still being read
             ctx.dtype = table_VD.dtype
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, None]:
         gradient_ND = gradients[0].contiguous()
-        sorted_N, order_N, bounds = ctx.saved_tensors
+        _, sorted_N, order_N, bounds = ctx.saved_tensors
         meet(gradient_ND.device)
         return None, table_gradient(sorted_N, order_N, bounds, gradient_ND).to(ctx.dtype), None
 
 
 def embedding(token_ids: Tensor, table_VD: Tensor, dtype: torch.dtype) -> Tensor:
     """(...) ids in [0, V) to (..., D) rows of the table in another type."""
+    if not torch.is_grad_enabled():
+        table_VD = table_VD.detach()  # the ids would be sorted for a parameter's gradient that nobody wants
     rows_ND: Tensor = _Embedding.apply(token_ids.reshape(-1), table_VD, dtype)  # pyright: ignore
     return rows_ND.view(*token_ids.shape, -1)

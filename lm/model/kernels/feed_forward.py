@@ -94,9 +94,9 @@ def _open_gradient(gradient_ND: Tensor, w2: Tensor, gate_value_N2F: Tensor) -> T
     """The gradient of gates and values, (N, 2F), from that of the feed-forward's output."""
     (tokens, d_model), width, block = gradient_ND.shape, w2.shape[1], BACKWARD_BF
     out_N2F = torch.empty_like(gate_value_N2F)
-    halves = [blocks(half, BN, block // 2) for half in (*gate_value_N2F.chunk(2, 1), *out_N2F.chunk(2, 1))]
+    parts = [blocks(half, BN, block // 2) for half in (*gate_value_N2F.chunk(2, 1), *out_N2F.chunk(2, 1))]
     _backward[(triton.cdiv(tokens, BN) * triton.cdiv(width, block),)](
-        blocks(gradient_ND, BN, BD), blocks(w2, BD, block), *halves, tokens, width,
+        blocks(gradient_ND, BN, BD), blocks(w2, BD, block), *parts, tokens, width,
         **_settings(d_model, block, BACKWARD_WARPS), maxnreg=BACKWARD_REGISTERS,
     )  # fmt: skip
     return out_N2F

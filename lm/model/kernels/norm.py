@@ -79,7 +79,7 @@ def _total(gains_ptr, out_ptr, programs, width, P: tl.constexpr, W: tl.constexpr
 def _settings(x_ND: Tensor) -> dict[str, Any]:
     tokens, width = x_ND.shape
     padded = triton.next_power_of_2(width)
-    rows, warps = (8, 4) if padded <= 512 else (2, min(8, padded // 512))
+    rows, warps = (8, 4) if padded <= 512 else (max(1, min(2, 8192 // padded)), min(8, padded // 512))
     return {"tokens": tokens, "width": width, "R": rows, "W": padded, "num_warps": warps}
 
 
