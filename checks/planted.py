@@ -173,7 +173,7 @@ RESUME = [
         "training/test_figures.py",
     ),
     Fault("training/agreement.py", "dist.ReduceOp.MAX", "dist.ReduceOp.MIN", "training/test_agreement.py"),
-    Fault("training/data_parallel.py", "tensor.div_(dist.get_world_size())", "tensor", "training/test_module.py"),
+    Fault("training/data_parallel.py", "tensor.div_(dist.get_world_size())", "tensor", "training/test_fsdp.py"),
 ]
 SAFETY = [
     Fault(
@@ -193,9 +193,6 @@ SAFETY = [
         "trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None",
         "pass",
         "training/test_agreement.py",
-    ),
-    Fault(
-        "training/stopping.py", "trainer._signal_connector.received_sigterm = False", "pass", "training/test_trouble.py"
     ),
     Fault("training/module.py", "math.inf, steps).min()", "math.inf, steps).max()", "training/test_figures.py"),
     Fault("training/files.py", "            os.replace(temporary, path)\n", "", "training/test_files.py"),

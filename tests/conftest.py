@@ -1,10 +1,14 @@
 """A tiny configuration of the whole line, shared by the tests of training, the command line and the end-to-end runs."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+# Processes that tests start take this tree's package too, whatever is installed.
+paths = str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; the tests send it
 
 TINY = """
