@@ -49,6 +49,7 @@ def rank_main(rank: int, folder: str) -> None:
     results = train(sharded=True)
     if rank == 0:
         torch.save(results, f"{folder}/results.pt")
+    dist.barrier()  # who leaves first would abort the other
     dist.destroy_process_group()
 
 
