@@ -66,6 +66,11 @@ class Case:
         """Steps before the first block, in which things are compiled and recorded."""
         return 2 * self.steps
 
+    @property
+    def all_steps(self) -> int:
+        """Those of the blocks and before them."""
+        return self.warm_up + self.blocks * self.steps
+
     def batches(self, rank: int = 0, devices: int = 1) -> TrainBatches:
         """Of random tokens; each process of several has its part of a batch."""
         tokens = np.random.default_rng(0).integers(0, self.net.vocab_size, 2_000_000).astype(np.uint16)
@@ -134,7 +139,7 @@ def fit(
             devices=devices,
             strategy=strategy,
             precision="bf16-mixed",
-            max_steps=case.warm_up + case.blocks * case.steps,
+            max_steps=case.all_steps,
             max_epochs=-1,
             log_every_n_steps=LOG_EVERY,
             callbacks=[metrics, StepProgress(metrics), LastCheckpoint(CHECKPOINT_EVERY, files), clock],
@@ -142,7 +147,6 @@ def fit(
             logger=TensorBoardLogger(folder),
             default_root_dir=folder,
             enable_model_summary=False,
-            inference_mode=False,
         ).fit(
             LanguageModel(case.net, compile=True, checkpointing=checkpointing),
             datamodule=Batches(case.batches(rank, devices)),
@@ -152,8 +156,7 @@ def fit(
 
 def bare_loop(case: Case, passes: Callable[[Tensor, Tensor], object], update: Callable[[], object]) -> list[float]:
     """Seconds a step of forward and backward pass over a batch of random tokens, and of `update`."""
-    steps = case.warm_up + case.blocks * case.steps
-    batches = [[ids.to(case.device) for ids in batch] for batch in islice(case.batches(), steps)]
+    batches = [[ids.to(case.device) for ids in batch] for batch in islice(case.batches(), case.all_steps)]
     clock = Clock(case)
     for inputs, targets in batches:
         passes(inputs, targets)

@@ -16,6 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lm.model.kernels.rope import turn_pairs
+
 BLOCK = 64  # queries, and keys, at a time
 WARPS = 4
 LOG2_E = tl.constexpr(math.log2(math.e))
@@ -50,8 +52,7 @@ def _turn_back(x, cos_ptr, sin_ptr, rows, time, K: tl.constexpr, ROPE: tl.conste
     if ROPE:
         cos = _load(cos_ptr, K // 2, rows, time, K // 2, WHOLE)
         sin = _load(sin_ptr, K // 2, rows, time, K // 2, WHOLE)
-        even, odd = tl.split(x.reshape(x.shape[0], K // 2, 2))
-        x = tl.join(even * cos + odd * sin, odd * cos - even * sin).reshape(x.shape[0], K)
+        x = turn_pairs(x, cos, -sin, x.shape[0], K // 2)
     return x
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lm.model.kernels.hopper import BD, BN, STAGES, blocks, fits, halves, multiprocessors, place
-from lm.model.kernels.rope import rotate
+from lm.model.kernels.rope import rotate, turn_pairs
 from lm.model.products import product_gradients, remember, wide_product
 
 BF, WARPS = 256, 8
@@ -39,8 +39,7 @@ def _write(
             there = (pairs < rotated // 2)[None, :]
             cos = tl.load(cos_ptr + angles, mask=there, other=1.0)
             sin = tl.load(sin_ptr + angles, mask=there, other=0.0)
-            even, odd = tl.split(sums.reshape(BN, COLUMNS // 2, 2))
-            sums = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(BN, COLUMNS)
+            sums = turn_pairs(sums, cos, sin, BN, COLUMNS // 2)
         out.store([row, column], sums.to(out.dtype))
 
 

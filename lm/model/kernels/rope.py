@@ -20,6 +20,13 @@ TOKENS = 4  # of a program
 
 
 @triton.jit
+def turn_pairs(x, cos, sin, ROWS: tl.constexpr, PAIRS: tl.constexpr):
+    """Each pair of neighbours of a block (ROWS, 2 PAIRS) by an angle of its own; the other way for -sin."""
+    even, odd = tl.split(x.reshape(ROWS, PAIRS, 2))
+    return tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(ROWS, 2 * PAIRS)
+
+
+@triton.jit
 def _turn(
     queries_ptr, keys_ptr, values_ptr, cos_ptr, sin_ptr, out_ptr, tokens, time, width, stride, direction,
     HALF: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
@@ -38,8 +45,7 @@ def _turn(
         kept = (rows[:, None] < tokens) & (columns[None, :] < width)
         at = rows[:, None].to(tl.int64) * stride + columns[None, :]
         x = tl.load(source_ptr + at, mask=kept, other=0.0).to(tl.float32)
-        even, odd = tl.split(x.reshape(R, P, 2))
-        turned = tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(R, 2 * P)
+        turned = turn_pairs(x, cos, sin, R, P)
         out = rows[:, None].to(tl.int64) * 3 * width + part * width + columns[None, :]
         tl.store(out_ptr + out, turned, mask=kept)
 
