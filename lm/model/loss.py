@@ -72,6 +72,21 @@ def _for(device: torch.device, compiled: bool) -> IntoGradient:
     return _compiled() if compiled else loss_into_gradient
 
 
+def _logits_gradient(
+    x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, vocab_size: int, scale: float, compiled: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sum of the losses, their gradient by the logits, (R, V), times `scale`, and a factor that its rows still lack."""
+    if has_triton(x_RD.device):
+        from lm.model.kernels.hopper import fits
+
+        if fits(x_RD, weight_VD):
+            from lm.model.kernels.exponentials import exponentials
+
+            return exponentials(x_RD, weight_VD, targets_R, vocab_size, scale)
+    logits_RV = wide_product(x_RD, weight_VD.T, x_RD.dtype)
+    return _for(x_RD.device, compiled)(logits_RV, targets_R, vocab_size, scale), logits_RV, None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool, is_last: bool) -> Tensor:
@@ -80,7 +95,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         narrow_VD = weight_VD.to(x_ND.dtype)
         if padded > vocab_size:
             narrow_VD = F.pad(narrow_VD, (0, 0, 0, padded - vocab_size))
-        into_gradient = _for(x_ND.device, compiled)
         part = CPU_PART if x_ND.device.type == "cpu" else GPU_PART
         parts = -(-len(x_ND) * padded * x_ND.element_size() // part) or 1
         rows = -(-len(x_ND) // parts) or 1
@@ -89,13 +103,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_gradient_VD: Tensor | None = None
         parts_of = (x_ND.split(rows), targets_N.split(rows), x_gradient_ND.split(rows))
         for x_RD, targets_R, x_gradient_RD in zip(*parts_of, strict=True):
-            logits_RV = wide_product(x_RD, narrow_VD.T, x_RD.dtype)
-            losses.append(into_gradient(logits_RV, targets_R, vocab_size, 1 / len(targets_N)))
+            loss, gradient_RV, factors_R = _logits_gradient(
+                x_RD, narrow_VD, targets_R, vocab_size, 1 / len(targets_N), compiled
+            )
+            losses.append(loss)
             if needs_gradient:
-                torch.mm(logits_RV, narrow_VD, out=x_gradient_RD)
-                part_VD = wide_product(logits_RV.T, x_RD, wide)[:vocab_size]
+                torch.mm(gradient_RV, narrow_VD, out=x_gradient_RD)
+                if factors_R is not None:
+                    from lm.model.kernels.exponentials import scaled
+
+                    scaled(x_gradient_RD, factors_R, x_gradient_RD)
+                    x_RD = scaled(x_RD, factors_R)
+                part_VD = wide_product(gradient_RV.T, x_RD, wide)[:vocab_size]
                 weight_gradient_VD = part_VD if weight_gradient_VD is None else weight_gradient_VD.add_(part_VD)
-            del logits_RV
+            del gradient_RV
         if needs_gradient:
             ctx.save_for_backward(x_gradient_ND, weight_gradient_VD)
         ctx.is_last = is_last
