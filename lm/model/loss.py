@@ -21,7 +21,7 @@ ALIGNMENT = 8  # ids; rows of bfloat16 logits of whole 16 bytes, without which p
 
 
 def linear_cross_entropy(
-    x: Tensor, weight_VD: Tensor, targets: Tensor, compiled: bool = False, is_last: bool = False
+    x: Tensor, weight_VD: Tensor, targets: Tensor, compiled: bool = False, gradient_scale: float | None = None
 ) -> Tensor:
     """`cross_entropy_loss(x @ weight.T, targets)`, with its gradients worked out in the same pass.
 
@@ -34,12 +34,15 @@ def linear_cross_entropy(
         targets: (...), ids in [0, V).
         compiled: whether loss and gradient of the logits run as one compiled function, where there is no kernel for
             them.
-        is_last: whether nothing is done with the loss but to differentiate it, which saves a pass over the gradients.
+        gradient_scale: if given, nothing is done with the loss but to differentiate it, which saves a pass over the
+            gradients, and these come out times this.
     """
     if not torch.is_grad_enabled():
         weight_VD = weight_VD.detach()  # a parameter's gradient would be worked out whether it is wanted or not
     rows = x.flatten(0, -2)
-    loss: Tensor = _LinearCrossEntropy.apply(rows, weight_VD, targets.flatten(), compiled, is_last)  # pyright: ignore
+    loss: Tensor = _LinearCrossEntropy.apply(  # pyright: ignore
+        rows, weight_VD, targets.flatten(), compiled, gradient_scale
+    )
     return loss
 
 
@@ -89,7 +92,9 @@ def _logits_gradient(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool, is_last: bool) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool, gradient_scale: float | None
+    ) -> Tensor:
         vocab_size, wide = len(weight_VD), torch.promote_types(weight_VD.dtype, torch.float32)
         padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
         narrow_VD = weight_VD.to(x_ND.dtype)
@@ -99,13 +104,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         parts = -(-len(x_ND) * padded * x_ND.element_size() // part) or 1
         rows = -(-len(x_ND) // parts) or 1
         needs_gradient = any(ctx.needs_input_grad)
+        scale = (1.0 if gradient_scale is None else gradient_scale) / len(targets_N)
         losses, x_gradient_ND = [], torch.empty_like(x_ND) if needs_gradient else x_ND
         weight_gradient_VD: Tensor | None = None
         parts_of = (x_ND.split(rows), targets_N.split(rows), x_gradient_ND.split(rows))
         for x_RD, targets_R, x_gradient_RD in zip(*parts_of, strict=True):
-            loss, gradient_RV, factors_R = _logits_gradient(
-                x_RD, narrow_VD, targets_R, vocab_size, 1 / len(targets_N), compiled
-            )
+            loss, gradient_RV, factors_R = _logits_gradient(x_RD, narrow_VD, targets_R, vocab_size, scale, compiled)
             losses.append(loss)
             if needs_gradient:
                 torch.mm(gradient_RV, narrow_VD, out=x_gradient_RD)
@@ -119,7 +123,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             del gradient_RV
         if needs_gradient:
             ctx.save_for_backward(x_gradient_ND, weight_gradient_VD)
-        ctx.is_last = is_last
+        ctx.is_last = gradient_scale is not None
         return (losses[0] if len(losses) == 1 else torch.stack(losses).sum()) / len(targets_N)
 
     @staticmethod

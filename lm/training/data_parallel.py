@@ -4,11 +4,15 @@
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
+
+from lm.training.graph import Exchange
+from lm.training.pair import PairExchange
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
@@ -16,6 +20,32 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     averages = tensor.is_cuda  # gloo can only sum
     dist.all_reduce(tensor, dist.ReduceOp.AVG if averages else dist.ReduceOp.SUM)
     return tensor if averages else tensor.div_(dist.get_world_size())
+
+
+def average(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """Their means over all processes: parts of one tensor, so that there is one exchange."""
+    sizes = [gradient.numel() for gradient in gradients]
+    whole = gradients[0].new_empty(sum(sizes))
+    parts = [part.view_as(gradient) for part, gradient in zip(whole.split(sizes), gradients, strict=True)]
+    torch._foreach_copy_(parts, list(gradients))
+    mean_over_processes(whole)
+    return parts
+
+
+class AverageAfterPass:
+    """Means of any number of processes' gradients, in one exchange after the pass.
+
+    Exchanges beside it take multiprocessors away from products that count on all of them, and cost more than they hide.
+    """
+
+    scale = 1.0
+
+    def send(self, parameter: Tensor) -> None:
+        """Nothing yet."""
+
+    def receive(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Their means over all processes."""
+        return average(gradients)
 
 
 class DataParallel(DDPStrategy):
@@ -31,15 +61,18 @@ class DataParallel(DDPStrategy):
             for tensor in (*self.lightning_module.parameters(), *self.lightning_module.buffers()):
                 dist.broadcast(tensor, 0)
 
-    def average(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Their means over all processes: parts of one tensor, so that there is one exchange.
+    def exchange(self, parameters: Sequence[Tensor]) -> Exchange:
+        """What recorded passes do with the gradients of these parameters; all processes ask at the same time."""
+        pair = None
+        if self._is_pair():
+            with suppress(RuntimeError):  # not every container lets processes share memory
+                pair = PairExchange(parameters)
+        have_pair = mean_over_processes(torch.tensor(float(pair is not None), device=self.root_device))
+        return pair if pair is not None and have_pair == 1 else AverageAfterPass()
 
-        It comes after the backward pass. Exchanges beside it take multiprocessors away from products that count on all
-        of them, and cost more than they hide.
-        """
-        sizes = [gradient.numel() for gradient in gradients]
-        whole = gradients[0].new_empty(sum(sizes))
-        parts = [part.view_as(gradient) for part, gradient in zip(whole.split(sizes), gradients, strict=True)]
-        torch._foreach_copy_(parts, list(gradients))
-        mean_over_processes(whole)
-        return parts
+    def _is_pair(self) -> bool:
+        """Whether there are two processes, on GPUs of one host that reach each other's memory."""
+        devices = self.parallel_devices or []
+        if dist.get_world_size() != 2 or len(devices) != 2 or self.root_device.type != "cuda":
+            return False
+        return torch.cuda.can_device_access_peer(*devices)

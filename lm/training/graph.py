@@ -1,14 +1,28 @@
 """Forward and backward pass of a training step as one CUDA graph: launched as a whole, no step waits for Python."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lm.model import TransformerLM
 
 WARM_UPS = 3  # passes before the recording, in which kernels are compiled and libraries take their memory
+
+
+class Exchange(Protocol):
+    """What processes do with their gradients, as part of what is recorded."""
+
+    scale: float
+    """What the gradients are multiplied by before they are sent."""
+
+    def send(self, parameter: Tensor) -> None:
+        """Called in the backward pass as soon as the parameter's gradient is complete."""
+
+    def receive(self, gradients: list[Tensor]) -> list[Tensor]:
+        """Called after the pass with all gradients; gives those that are delivered."""
+        ...
 
 
 class _Recorded(NamedTuple):
@@ -25,13 +39,16 @@ class RecordedStep:
 
     Args:
         net: the model, on a CUDA device.
-        average: what is to be recorded after each pass: takes the gradients and gives those that are delivered.
+        exchange: makes, for the trained parameters, what several processes do with their gradients.
     """
 
-    def __init__(self, net: TransformerLM, average: Callable[[list[Tensor]], list[Tensor]] | None = None) -> None:
+    def __init__(
+        self, net: TransformerLM, exchange: Callable[[Sequence[nn.Parameter]], Exchange] | None = None
+    ) -> None:
         self.net = net
-        self.average = average
         self.parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        self._make_exchange = exchange
+        self._exchange: Exchange | None = None
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._newest: _Recorded | None = None
 
@@ -59,6 +76,9 @@ class RecordedStep:
     def _record(self, token_ids: Tensor, targets: Tensor) -> _Recorded:
         batch = token_ids.clone(), targets.clone()
         held = [parameter.grad for parameter in self.parameters]
+        if self._exchange is None and self._make_exchange is not None:
+            self._exchange = self._make_exchange(self.parameters)
+        exchange = self._exchange
         # The cache of narrow weights would outlive the recording.
         narrow, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         stream = torch.cuda.Stream()
@@ -68,13 +88,18 @@ class RecordedStep:
             for parameter in self.parameters:
                 parameter.grad = None
             with torch.autocast("cuda", narrow, enabled=enabled, cache_enabled=False):
-                loss = self.net.loss(*batch, is_last=True)
+                loss = self.net.loss(*batch, gradient_scale=exchange.scale if exchange is not None else 1.0)
             with torch.autocast("cuda", enabled=False):
                 loss.backward()
             gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            return loss.detach(), gradients if self.average is None else self.average(gradients)
+            return loss.detach(), gradients if exchange is None else exchange.receive(gradients)
 
         with torch.cuda.stream(stream):
+            hooks = [
+                parameter.register_post_accumulate_grad_hook(exchange.send)
+                for parameter in self.parameters
+                if exchange is not None
+            ]
             for _ in range(WARM_UPS):
                 run()
         torch.cuda.current_stream().wait_stream(stream)
@@ -83,6 +108,8 @@ class RecordedStep:
         # Other threads, such as NCCL's, may go on asking the device meanwhile.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             loss, gradients = run()
+        for hook in hooks:
+            hook.remove()
         for parameter, gradient in zip(self.parameters, held, strict=True):
             parameter.grad = gradient
         return _Recorded(graph, batch, loss, gradients)

@@ -18,7 +18,7 @@ from lm.model import ModelConfig, TransformerLM
 from lm.model.kernels import has_triton
 from lm.optim import AdamW, Muon, clipping_factor, get_lr_cosine_schedule, muon_groups, parameter_groups
 from lm.training.allocator import keep_freed_memory
-from lm.training.data_parallel import DataParallel, mean_over_processes
+from lm.training.data_parallel import DataParallel, average, mean_over_processes
 from lm.training.fsdp import FullySharded
 from lm.training.graph import RecordedStep
 from lm.training.resume import check_resume, run_identity
@@ -130,7 +130,7 @@ class LanguageModel(LightningModule):
         if wanted and has_kernels and can_record and not self.net.checkpointing:
             at_once = self.trainer.accumulate_grad_batches == 1
             self._recorded = RecordedStep(
-                self.net, strategy.average if isinstance(strategy, DataParallel) and at_once else None
+                self.net, strategy.exchange if isinstance(strategy, DataParallel) and at_once else None
             )
         if not on_cuda:
             keep_freed_memory()
@@ -253,9 +253,9 @@ class LanguageModel(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         strategy = self.trainer.strategy
-        if isinstance(strategy, DataParallel) and (self._recorded is None or self._recorded.average is None):
+        if isinstance(strategy, DataParallel) and (self._recorded is None or self.trainer.accumulate_grad_batches > 1):
             trained = [parameter for parameter in self.net.parameters() if parameter.grad is not None]
-            means = strategy.average([parameter.grad for parameter in trained if parameter.grad is not None])
+            means = average([parameter.grad for parameter in trained if parameter.grad is not None])
             for parameter, mean in zip(trained, means, strict=True):
                 parameter.grad = mean
         assert isinstance(optimizer, AdamW)

@@ -176,6 +176,22 @@ def test_linear_cross_entropy_in_parts(compiled: bool, vocab_size: int, monkeypa
     assert_close(results[0], results[1], rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_gradients_are_scaled_and_the_loss_is_not(is_fast: bool):
+    plain, model = models()
+    if not is_fast:
+        model = plain
+    ids = torch.randint(0, TINY.vocab_size, (2, 9), generator=torch.Generator().manual_seed(1))
+    losses, found = [], []
+    for scale in (None, 1.0, 0.25):
+        model.zero_grad()
+        losses.append(model.loss(ids[:, :-1], ids[:, 1:], scale))
+        losses[-1].backward()
+        found.append({name: gradient / (scale or 1) for name, gradient in gradients(model).items()})
+    assert_close(losses[1:], losses[:1] * 2, rtol=0, atol=0)
+    assert_close(found[1:], found[:1] * 2, rtol=1e-6, atol=1e-9)
+
+
 def test_loss_into_gradient_keeps_columns_beyond_the_vocabulary_out():
     logits = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
     targets = torch.tensor([0, 4, 2])
@@ -350,7 +366,7 @@ def check_models(device: str) -> None:
             for model in (slow, fast):
                 model.zero_grad()
             with torch.autocast(device, torch.bfloat16, enabled=is_gpu):
-                mine = fast.loss(tokens[:, :-1], tokens[:, 1:], is_last=True)
+                mine = fast.loss(tokens[:, :-1], tokens[:, 1:], gradient_scale=1.0)
             theirs = slow.loss(tokens[:, :-1], tokens[:, 1:])
             for loss in (mine, theirs):
                 loss.backward()

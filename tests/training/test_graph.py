@@ -15,6 +15,22 @@ def batch(seed: int, rows: int = 4) -> tuple[Tensor, Tensor]:
     return ids[:, :-1], ids[:, 1:]
 
 
+class Doubles:
+    """Receives each gradient twice as large as it was sent, at half its size."""
+
+    scale = 0.5
+
+    def __init__(self) -> None:
+        self.sent: list[Tensor] = []
+
+    def send(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        self.sent.append(parameter)
+
+    def receive(self, gradients: list[Tensor]) -> list[Tensor]:
+        return [4 * gradient for gradient in gradients]
+
+
 @pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream does not match")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need an NVIDIA GPU")
 def test_recorded_step() -> None:
@@ -22,11 +38,13 @@ def test_recorded_step() -> None:
     model = TransformerLM(NET).cuda()
     model.speed_up()
     parameters = list(model.parameters())
-    recorded = RecordedStep(model, lambda gradients: [2 * gradient for gradient in gradients])
+    exchange = Doubles()
+    recorded = RecordedStep(model, lambda parameters: exchange)
     for seed, rows in ((0, 4), (1, 4), (2, 3), (3, 4)):
         with torch.autocast("cuda", torch.bfloat16):
             mine, theirs = recorded(*batch(seed, rows)), model.loss(*batch(seed, rows))
         assert torch.equal(mine, theirs.detach())
+        assert {*map(id, exchange.sent)} == {*map(id, parameters)}
         model.zero_grad()
         recorded.deliver()
         found = [parameter.grad / 2 for parameter in parameters if parameter.grad is not None]

@@ -1,0 +1,72 @@
+"""Gradients of two GPUs of one host, which send each other theirs while the backward pass goes on.
+
+Each is sent as soon as it is complete, by the copy engines, which take no multiprocessors from the products; a
+collective's kernels would, and products that count on all multiprocessors would wait for them.
+"""
+
+# torch's multi-tensor operations are its own optimizers' tools, but not declared public.
+# pyright: reportPrivateImportUsage=false
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+ALIGNED = 64  # numbers; each gradient's place in the inbox begins at a multiple of 256 bytes
+
+
+class PairExchange:
+    """Means of two processes' gradients, as `lm.training.graph.Exchange`.
+
+    The other GPU writes into this one's inbox, which is as large as all gradients together. So before the first
+    gradient of a pass is sent both must have read what the pass before has brought, and before the inbox is read both
+    must have sent all.
+
+    Args:
+        parameters: what is trained, the same and on a GPU of its own in both processes, which make their exchange at
+            the same time.
+
+    Raises:
+        RuntimeError: the GPUs cannot write to each other's memory.
+    """
+
+    scale = 0.5  # what the gradients are multiplied by, as they are added
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")  # not needed, and not every host has it
+        import torch.distributed._symmetric_memory as symmetric_memory
+
+        sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in parameters]
+        inbox = symmetric_memory.empty(sum(sizes), dtype=torch.float32, device=parameters[0].device)
+        self._memory = symmetric_memory.rendezvous(inbox, dist.distributed_c10d._get_default_group())
+        other = self._memory.get_buffer(1 - dist.get_rank(), (sum(sizes),), torch.float32)
+
+        def parts(whole: Tensor) -> list[Tensor]:
+            cut = zip(whole.split(sizes), parameters, strict=True)
+            return [part[: parameter.numel()].view_as(parameter) for part, parameter in cut]
+
+        self._received = parts(inbox)
+        self._others = dict(zip(map(id, parameters), parts(other), strict=True))
+        self._stream = torch.cuda.Stream(parameters[0].device)
+        self._is_sending = False
+
+    def send(self, parameter: Tensor) -> None:
+        """To be called in the backward pass, when the parameter's gradient is complete."""
+        assert parameter.grad is not None
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            if not self._is_sending:
+                self._memory.barrier(channel=0)
+                self._is_sending = True
+            self._others[id(parameter)].copy_(parameter.grad, non_blocking=True)
+
+    def receive(self, gradients: list[Tensor]) -> list[Tensor]:
+        """To be called after the pass; adds the other process's gradients to these."""
+        with torch.cuda.stream(self._stream):
+            self._memory.barrier(channel=1)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._is_sending = False
+        torch._foreach_add_(gradients, self._received)
+        return gradients
