@@ -113,7 +113,7 @@ class _AddNorm(torch.autograd.Function):
             ADDS=residual_ND is not None, **settings,
         )  # fmt: skip
         of_gain_D = torch.empty_like(gain_D)
-        _total[(triton.cdiv(len(gain_D), 16),)](gains_PD, of_gain_D, programs, len(gain_D), P=64, W=16)
+        _total[(triton.cdiv(len(gain_D), 4),)](gains_PD, of_gain_D, programs, len(gain_D), P=256, W=4)
         return out_ND, out_ND if ctx.adds else None, of_gain_D, None
 
 
