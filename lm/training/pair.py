@@ -15,7 +15,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 ALIGNED = 64  # numbers; each gradient's place in the inbox begins at a multiple of 256 bytes
-GROUP = 5_000_000  # numbers, at least, that are added at a time
 
 
 class PairExchange:
@@ -48,38 +47,26 @@ class PairExchange:
             cut = zip(whole.split(sizes), parameters, strict=True)
             return [part[: parameter.numel()].view_as(parameter) for part, parameter in cut]
 
-        self._received = dict(zip(map(id, parameters), parts(inbox), strict=True))
-        self._others = dict(zip(map(id, parameters), parts(other), strict=True))
-        self._sending, self._adding = (torch.cuda.Stream(parameters[0].device) for _ in range(2))
-        self._sent: list[Tensor] = []
-        self._is_first = True
+        self._received, others = parts(inbox), parts(other)
+        self._others = dict(zip(map(id, parameters), others, strict=True))
+        self._stream = torch.cuda.Stream(parameters[0].device)
+        self._is_sending = False
 
     def send(self, parameter: Tensor) -> None:
         """To be called in the backward pass, when the parameter's gradient is complete."""
         assert parameter.grad is not None
-        self._sending.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._sending):
-            if self._is_first:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            if not self._is_sending:
                 self._memory.barrier(channel=0)
-                self._is_first = False
+                self._is_sending = True
             self._others[id(parameter)].copy_(parameter.grad, non_blocking=True)
-        self._sent.append(parameter)
-        if sum(sent.numel() for sent in self._sent) >= GROUP:
-            self._add()
 
     def receive(self, gradients: list[Tensor]) -> list[Tensor]:
-        """To be called after the pass; the gradients have then become the sums."""
-        if self._sent:
-            self._add()
-        torch.cuda.current_stream().wait_stream(self._adding)
-        self._is_first = True
-        return gradients
-
-    def _add(self) -> None:
-        """Add what the other process has sent, once it has sent as much as this one."""
-        self._adding.wait_stream(self._sending)
-        with torch.cuda.stream(self._adding):
+        """To be called after the pass; adds the other process's gradients to these, which are all parameters'."""
+        with torch.cuda.stream(self._stream):
             self._memory.barrier(channel=1)
-            gradients = [parameter.grad for parameter in self._sent if parameter.grad is not None]
-            torch._foreach_add_(gradients, [self._received[id(parameter)] for parameter in self._sent])
-        self._sent.clear()
+            torch._foreach_add_(gradients, self._received)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        self._is_sending = False
+        return gradients

@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from lm.model import ModelConfig, TransformerLM
-from lm.training import pair
 from lm.training.data_parallel import AverageAfterPass
 from lm.training.graph import RecordedStep
 from lm.training.pair import PairExchange
@@ -44,7 +43,6 @@ def compare(rank: int) -> None:
 def in_process(rank: int, folder: Path) -> None:
     """One of two."""
     torch.cuda.set_device(rank)
-    pair.GROUP = 30_000  # so that there are several
     dist.init_process_group("nccl", f"file://{folder}/store", rank=rank, world_size=2)
     compare(rank)
     dist.destroy_process_group()
