@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 
 from lm.training.graph import Exchange
-from lm.training.pair import PairExchange
+from lm.training.pair import PairExchange, have_atomics
 
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
@@ -65,14 +65,12 @@ class DataParallel(DDPStrategy):
         """What recorded passes do with the gradients of these parameters; all processes ask at the same time."""
         pair = None
         if self._is_pair():
-            with suppress(RuntimeError):  # not every container lets processes share memory
+            with suppress(RuntimeError):
                 pair = PairExchange(parameters)
         have_pair = mean_over_processes(torch.tensor(float(pair is not None), device=self.root_device))
         return pair if pair is not None and have_pair == 1 else AverageAfterPass()
 
     def _is_pair(self) -> bool:
-        """Whether there are two processes, on GPUs of one host that reach each other's memory."""
-        devices = self.parallel_devices or []
-        if dist.get_world_size() != 2 or len(devices) != 2 or self.root_device.type != "cuda":
-            return False
-        return torch.cuda.can_device_access_peer(*devices)
+        """Whether there are two processes, on GPUs of one host that send each other gradients by themselves."""
+        gpus = [device.index for device in self.parallel_devices or [] if device.type == "cuda"]
+        return dist.get_world_size() == 2 == len(gpus) and have_atomics(*gpus)

@@ -7,6 +7,7 @@ collective's kernels would, and products that count on all multiprocessors would
 # torch's multi-tensor operations are its own optimizers' tools, but not declared public.
 # pyright: reportPrivateImportUsage=false
 
+import ctypes
 import os
 from collections.abc import Sequence
 
@@ -15,6 +16,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 ALIGNED = 64  # numbers; each gradient's place in the inbox begins at a multiple of 256 bytes
+NATIVE_ATOMICS = 3  # CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED of CUDA's driver interface
+
+
+def have_atomics(first: int, second: int) -> bool:
+    """Whether GPUs of these numbers can wait for each other by atomic operations: by NVLink they can, by PCIe not."""
+    supported = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    status = driver.cuDeviceGetP2PAttribute(ctypes.byref(supported), NATIVE_ATOMICS, first, second)
+    return status == 0 and supported.value == 1
 
 
 class PairExchange:
@@ -25,11 +38,11 @@ class PairExchange:
     must have sent all.
 
     Args:
-        parameters: what is trained, the same and on a GPU of its own in both processes, which make their exchange at
-            the same time.
+        parameters: what is trained, the same in both processes, which make their exchange at the same time, each for a
+            GPU of its own; the two have atomics.
 
     Raises:
-        RuntimeError: the GPUs cannot write to each other's memory.
+        RuntimeError: the processes may not share memory, which some containers forbid.
     """
 
     scale = 0.5  # what the gradients are multiplied by, as they are added

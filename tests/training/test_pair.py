@@ -1,5 +1,6 @@
 """Two GPUs that send each other gradients beside the backward pass get a collective's means, bit by bit."""
 
+import ctypes
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 from lm.model import ModelConfig, TransformerLM
 from lm.training.data_parallel import AverageAfterPass
 from lm.training.graph import RecordedStep
-from lm.training.pair import PairExchange
+from lm.training.pair import PairExchange, have_atomics
 
 NET = ModelConfig(vocab_size=300, context_length=64, d_model=64, num_layers=2, num_heads=2)
 
@@ -48,6 +49,16 @@ def in_process(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
+def test_no_atomics_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert not have_atomics(0, 1)
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_pair(tmp_path: Path) -> None:
+    if not have_atomics(0, 1):
+        pytest.skip("needs two GPUs with NVLink")
     spawn(in_process, (tmp_path,), 2)
