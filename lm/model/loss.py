@@ -39,10 +39,8 @@ def linear_cross_entropy(
     """
     if not torch.is_grad_enabled():
         weight_VD = weight_VD.detach()  # a parameter's gradient would be worked out whether it is wanted or not
-    rows = x.flatten(0, -2)
-    loss: Tensor = _LinearCrossEntropy.apply(  # pyright: ignore
-        rows, weight_VD, targets.flatten(), compiled, gradient_scale
-    )
+    x_ND, targets_N = x.flatten(0, -2).contiguous(), targets.flatten().contiguous()
+    loss: Tensor = _LinearCrossEntropy.apply(x_ND, weight_VD, targets_N, compiled, gradient_scale)  # pyright: ignore
     return loss
 
 
@@ -97,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         vocab_size, wide = len(weight_VD), torch.promote_types(weight_VD.dtype, torch.float32)
         padded = -(-vocab_size // ALIGNMENT) * ALIGNMENT
-        narrow_VD = weight_VD.to(x_ND.dtype)
+        narrow_VD = weight_VD.to(x_ND.dtype).contiguous()
         if padded > vocab_size:
             narrow_VD = F.pad(narrow_VD, (0, 0, 0, padded - vocab_size))
         part = CPU_PART if x_ND.device.type == "cpu" else GPU_PART
