@@ -1,8 +1,7 @@
 """Speed and memory of `fit` on the GPUs of one host: `torchrun --nproc-per-node 2 -m benchmarks.several_gpus`.
 
 The step of benchmarks.train_step's `fit`, by Lightning's loop in one process a GPU; without torchrun, on one. The batch
-is a GPU's, so that each of them has the same work however many there are. The shapes of benchmarks.train_step are the
-same here.
+is a GPU's, so that each of them has the same work however many there are.
 """
 
 import argparse
@@ -14,17 +13,17 @@ from dataclasses import replace
 import torch
 
 from benchmarks.machine import median
-from benchmarks.train_step import Case, cases, fit
+from benchmarks.train_step import GPT2, Case, fit
 from lm.accounting import PRESETS, count_parameters
 from lm.training.fsdp import STRATEGIES
+
+SHAPES = {name: preset.net for name, preset in PRESETS.items()} | {"gpt2-small": GPT2}
 
 
 def main(options: argparse.Namespace) -> None:
     """Train random tokens; the first process prints one line."""
     devices, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    gpu = torch.device("cuda")
-    measured = {case.name: case.net for case in cases(gpu, options.blocks, options.steps)}
-    net = measured.get(options.shape, PRESETS[options.shape].net)
+    net = SHAPES[options.shape]
     if options.num_layers:
         net = replace(net, num_layers=options.num_layers)
     if options.context_length:
@@ -34,7 +33,7 @@ def main(options: argparse.Namespace) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     strategy = STRATEGIES[options.strategy]() if options.strategy in STRATEGIES else options.strategy
-    case = Case(options.shape, net, options.batch_size * devices, gpu, options.blocks, options.steps)
+    case = Case(options.shape, net, options.batch_size * devices, torch.device("cuda"), options.blocks, options.steps)
     seconds = median(fit(case, strategy, rank, devices, options.checkpointing))
     if rank == 0:
         rate = case.batch_size * net.context_length / seconds
@@ -51,7 +50,12 @@ def main(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--shape", default="tinystories", choices=list(PRESETS))
+    parser.add_argument(
+        "--shape",
+        default="tinystories",
+        choices=list(SHAPES),
+        help="gpt2-small as in benchmarks.train_step",
+    )
     parser.add_argument("--num_layers", type=int, help="instead of the shape's")
     parser.add_argument("--context_length", type=int, help="instead of the shape's")
     parser.add_argument("--batch_size", type=int, default=128, help="sequences a GPU")

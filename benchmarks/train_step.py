@@ -78,17 +78,19 @@ class Case:
         return TrainBatches(tokens, self.batch_size, self.net.context_length, 0, part, pin_memory=pin)
 
 
+STORIES = PRESETS["tinystories"].net
+# SwiGLU's three matrices of this width have as many parameters as the two of GPT-2's own feed-forward; and like
+# nanoGPT's, the vocabulary is padded to a multiple of 64, and its one matrix serves at both ends.
+GPT2 = replace(PRESETS["gpt2-small"].net, vocab_size=50_304, d_ff=2048, tie_embeddings=True)
+
+
 def cases(device: torch.device, blocks: int, steps: int) -> list[Case]:
     """The shapes that are measured: what a GPU, or a CPU, is asked."""
-    stories = PRESETS["tinystories"].net
-    # SwiGLU's three matrices of this width have as many parameters as the two of GPT-2's own feed-forward; and like
-    # nanoGPT's, the vocabulary is padded to a multiple of 64, and its one matrix serves at both ends.
-    gpt2 = replace(PRESETS["gpt2-small"].net, vocab_size=50_304, d_ff=2048, tie_embeddings=True)
     if device.type == "cpu":
-        return [Case("tinystories", stories, 8, device, blocks, steps)]
+        return [Case("tinystories", STORIES, 8, device, blocks, steps)]
     return [
-        Case("tinystories", stories, 128, device, blocks, steps),
-        Case("gpt2-small", gpt2, 32, device, blocks, max(2, steps // 4)),
+        Case("tinystories", STORIES, 128, device, blocks, steps),
+        Case("gpt2-small", GPT2, 32, device, blocks, max(2, steps // 4)),
     ]
 
 

@@ -49,11 +49,10 @@ def fast_moments(
     logits = tokens * config.vocab_size * NARROW
     parts = -(-logits // LOGITS_PART)
     summed = WIDE * head if parts > 1 else 0  # the output projection's gradient, of the parts before
-    # On Hopper: sums of exponentials, one for 256 ids of a token, and the input divided by them.
-    sums = tokens * (WIDE * config.vocab_size // 256 + width * NARROW)
+    rescaled = tokens * width * NARROW  # the loss's input once more, on Hopper
     flowing = tokens * (2 * config.ff_width + 2 * width) * NARROW
     return {
-        "loss": resident + gradients + saved + (logits + sums) // parts + NARROW * head + WIDE * head + summed,
+        "loss": resident + gradients + saved + (logits + rescaled) // parts + NARROW * head + WIDE * head + summed,
         "backward, last block": resident + saved + 2 * WIDE * head + flowing + (block if checkpointing else 0),
         "backward, first block": resident + gradients + block + matrices + flowing,
         "optimizer": resident + gradients,

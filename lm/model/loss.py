@@ -65,19 +65,13 @@ def _compiled() -> IntoGradient:
     return torch.compile(loss_into_gradient, dynamic=False)
 
 
-def _for(device: torch.device, compiled: bool) -> IntoGradient:
-    if has_triton(device):
-        from lm.model.kernels.cross_entropy import loss_into_gradient as kernel
-
-        return kernel
-    return _compiled() if compiled else loss_into_gradient
-
-
 def _logits_gradient(
     x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, vocab_size: int, scale: float, compiled: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sum of the losses, their gradient by the logits, (R, V), times `scale`, and a factor that its rows still lack."""
+    into_gradient = _compiled() if compiled else loss_into_gradient
     if has_triton(x_RD.device):
+        from lm.model.kernels.cross_entropy import loss_into_gradient as into_gradient
         from lm.model.kernels.hopper import fits
 
         if fits(x_RD, weight_VD):
@@ -85,7 +79,7 @@ def _logits_gradient(
 
             return exponentials(x_RD, weight_VD, targets_R, vocab_size, scale)
     logits_RV = wide_product(x_RD, weight_VD.T, x_RD.dtype)
-    return _for(x_RD.device, compiled)(logits_RV, targets_R, vocab_size, scale), logits_RV, None
+    return into_gradient(logits_RV, targets_R, vocab_size, scale), logits_RV, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -121,12 +115,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             del gradient_RV
         if needs_gradient:
             ctx.save_for_backward(x_gradient_ND, weight_gradient_VD)
-        ctx.is_last = gradient_scale is not None
+        ctx.is_scaled = gradient_scale is not None
         return (losses[0] if len(losses) == 1 else torch.stack(losses).sum()) / len(targets_N)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         x_gradient_ND, weight_gradient_VD = ctx.saved_tensors
-        if not ctx.is_last:
+        if not ctx.is_scaled:
             x_gradient_ND, weight_gradient_VD = x_gradient_ND * gradients[0], weight_gradient_VD * gradients[0]
         return x_gradient_ND, weight_gradient_VD, None, None, None

@@ -84,14 +84,14 @@ class TransformerLM(nn.Module):
     def loss(self, token_ids: Tensor, targets: Tensor, gradient_scale: float | None = None) -> Tensor:
         """Mean of -ln p(target) over all tokens, in nats; both (B, T), in [0, V).
 
-        With `gradient_scale` nothing may be done with it but to differentiate it, and its gradients come out times
-        this: see `linear_cross_entropy`.
+        With `gradient_scale`, on the fast path, nothing may be done with it but to differentiate it, and its gradients
+        come out times this: see `linear_cross_entropy`.
         """
         if self.is_fast:
             x_BTD, weight_VD = self.hidden(token_ids), self.lm_head.weight
             return linear_cross_entropy(x_BTD, weight_VD, targets, self._is_compiled, gradient_scale)
-        loss = cross_entropy_loss(self.forward(token_ids), targets)
-        return loss if gradient_scale is None else loss.detach().lerp(loss, gradient_scale)
+        assert gradient_scale is None
+        return cross_entropy_loss(self.forward(token_ids), targets)
 
     def hidden(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """What the output projection reads; apart, for callers that need few of the logits at a time.

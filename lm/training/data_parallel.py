@@ -4,11 +4,11 @@
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lm.training.graph import Exchange
@@ -65,8 +65,11 @@ class DataParallel(DDPStrategy):
         """What recorded passes do with the gradients of these parameters; all processes ask at the same time."""
         pair = None
         if self._is_pair():
-            with suppress(RuntimeError):
+            try:
                 pair = PairExchange(parameters)
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                rank_zero_warn(f"gradients are exchanged by NCCL, as the two GPUs cannot share memory: {reason}")
         have_pair = mean_over_processes(torch.tensor(float(pair is not None), device=self.root_device))
         return pair if pair is not None and have_pair == 1 else AverageAfterPass()
 

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lm.model import TransformerLM
 
@@ -39,15 +40,15 @@ class RecordedStep:
 
     Args:
         net: the model, on a CUDA device.
-        exchange: makes, for the trained parameters, what several processes do with their gradients.
+        make_exchange: makes, for the trained parameters, what several processes do with their gradients.
     """
 
     def __init__(
-        self, net: TransformerLM, exchange: Callable[[Sequence[nn.Parameter]], Exchange] | None = None
+        self, net: TransformerLM, make_exchange: Callable[[Sequence[nn.Parameter]], Exchange] | None = None
     ) -> None:
         self.net = net
         self.parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
-        self._make_exchange = exchange
+        self._make_exchange = make_exchange
         self._exchange: Exchange | None = None
         self._recorded: dict[torch.Size, _Recorded] = {}
         self._newest: _Recorded | None = None
@@ -61,6 +62,11 @@ class RecordedStep:
             mine.copy_(given)
         step.graph.replay()
         return step.loss
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether the gradients that are delivered are those of all processes already."""
+        return self._make_exchange is not None
 
     def deliver(self, scale: float = 1.0) -> None:
         """Add the newest pass's gradients, times `scale`, to the parameters'; they are overwritten by the next pass."""
@@ -95,11 +101,9 @@ class RecordedStep:
             return loss.detach(), gradients if exchange is None else exchange.receive(gradients)
 
         with torch.cuda.stream(stream):
-            hooks = [
-                parameter.register_post_accumulate_grad_hook(exchange.send)
-                for parameter in self.parameters
-                if exchange is not None
-            ]
+            hooks: list[RemovableHandle] = []
+            if exchange is not None:
+                hooks = [parameter.register_post_accumulate_grad_hook(exchange.send) for parameter in self.parameters]
             for _ in range(WARM_UPS):
                 run()
         torch.cuda.current_stream().wait_stream(stream)

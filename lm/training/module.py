@@ -253,7 +253,7 @@ class LanguageModel(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         strategy = self.trainer.strategy
-        if isinstance(strategy, DataParallel) and (self._recorded is None or self.trainer.accumulate_grad_batches > 1):
+        if isinstance(strategy, DataParallel) and not (self._recorded is not None and self._recorded.exchanges):
             trained = [parameter for parameter in self.net.parameters() if parameter.grad is not None]
             means = average([parameter.grad for parameter in trained if parameter.grad is not None])
             for parameter, mean in zip(trained, means, strict=True):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 ALIGNED = 64  # numbers; each gradient's place in the inbox begins at a multiple of 256 bytes
+TIMEOUT = 30 * 60 * 1000  # milliseconds that one process may keep the other waiting, as with NCCL
 NATIVE_ATOMICS = 3  # CU_DEVICE_P2P_ATTRIBUTE_NATIVE_ATOMIC_SUPPORTED of CUDA's driver interface
 
 
@@ -26,6 +27,7 @@ def have_atomics(first: int, second: int) -> bool:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
+    driver.cuInit(0)
     status = driver.cuDeviceGetP2PAttribute(ctypes.byref(supported), NATIVE_ATOMICS, first, second)
     return status == 0 and supported.value == 1
 
@@ -45,7 +47,7 @@ class PairExchange:
         RuntimeError: the processes may not share memory, which some containers forbid.
     """
 
-    scale = 0.5  # what the gradients are multiplied by, as they are added
+    scale = 0.5
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")  # not needed, and not every host has it
@@ -53,15 +55,16 @@ class PairExchange:
 
         sizes = [-(-parameter.numel() // ALIGNED) * ALIGNED for parameter in parameters]
         inbox = symmetric_memory.empty(sum(sizes), dtype=torch.float32, device=parameters[0].device)
-        self._memory = symmetric_memory.rendezvous(inbox, dist.distributed_c10d._get_default_group())
-        other = self._memory.get_buffer(1 - dist.get_rank(), (sum(sizes),), torch.float32)
+        assert dist.group.WORLD is not None
+        self._memory = symmetric_memory.rendezvous(inbox, dist.group.WORLD)
+        outbox = self._memory.get_buffer(1 - dist.get_rank(), (sum(sizes),), torch.float32)
 
         def parts(whole: Tensor) -> list[Tensor]:
             cut = zip(whole.split(sizes), parameters, strict=True)
             return [part[: parameter.numel()].view_as(parameter) for part, parameter in cut]
 
-        self._received, others = parts(inbox), parts(other)
-        self._others = dict(zip(map(id, parameters), others, strict=True))
+        self._inbox = parts(inbox)
+        self._outbox = dict(zip(map(id, parameters), parts(outbox), strict=True))
         self._stream = torch.cuda.Stream(parameters[0].device)
         self._is_sending = False
 
@@ -71,15 +74,15 @@ class PairExchange:
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             if not self._is_sending:
-                self._memory.barrier(channel=0)
+                self._memory.barrier(channel=0, timeout_ms=TIMEOUT)
                 self._is_sending = True
-            self._others[id(parameter)].copy_(parameter.grad, non_blocking=True)
+            self._outbox[id(parameter)].copy_(parameter.grad, non_blocking=True)
 
     def receive(self, gradients: list[Tensor]) -> list[Tensor]:
         """To be called after the pass; adds the other process's gradients to these, which are all parameters'."""
         with torch.cuda.stream(self._stream):
-            self._memory.barrier(channel=1)
-            torch._foreach_add_(gradients, self._received)
+            self._memory.barrier(channel=1, timeout_ms=TIMEOUT)
+            torch._foreach_add_(gradients, self._inbox)
         torch.cuda.current_stream().wait_stream(self._stream)
         self._is_sending = False
         return gradients

@@ -57,11 +57,11 @@ def _write(sums, totals, out, shifts, row, column, width, BN: tl.constexpr, COLU
 
 @triton.jit
 def _exponentials(
-    x, weight, out, shifts_ptr, totals_ptr, rows_of_x, width,
+    x, weight, out, shifts_ptr, totals_ptr, rows_of_x, width, row_length,
     D: tl.constexpr, BN: tl.constexpr, BV: tl.constexpr, BD: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """Tiles that lie as many apart as there are programs; the next one's blocks load while the last one is written."""
-    rows, columns = tl.cdiv(rows_of_x, BN), tl.cdiv(width, BV)
+    rows, columns = tl.cdiv(rows_of_x, BN), tl.cdiv(row_length, BV)
     for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
         row, column = place(tile, rows, columns)
         sums = tl.zeros((BN, BV), tl.float32)
@@ -119,7 +119,7 @@ def exponentials(
         weight_VD: of the type of x, in one piece; rows from vocab_size on are left out, and get gradients of zero.
         targets_R: ids below vocab_size.
         vocab_size: ids.
-        scale: part of the factors.
+        scale: what the gradient is multiplied by, as a part of the factors.
     """
     (rows, d_model), row_length = x_RD.shape, len(weight_VD)
     parts = triton.cdiv(row_length, BV)
@@ -130,7 +130,7 @@ def exponentials(
     programs = min(triton.cdiv(rows, BN) * parts, multiprocessors(x_RD.device))
     _exponentials[(programs,)](
         blocks(x_RD, BN, BD), blocks(weight_VD, BV, BD), blocks(out_RV, BN, PART), shifts_R, totals_PR, rows,
-        vocab_size, D=d_model, BN=BN, BV=BV, BD=BD, PART=PART, num_warps=WARPS, num_stages=STAGES,
+        vocab_size, row_length, D=d_model, BN=BN, BV=BV, BD=BD, PART=PART, num_warps=WARPS, num_stages=STAGES,
     )  # fmt: skip
     _finish[(triton.cdiv(rows, 64),)](
         totals_PR, targets_R, out_RV, losses_R, factors_R, rows, parts, row_length, scale, P=16, R=64
