@@ -69,7 +69,6 @@ def _logits_gradient(
     x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, vocab_size: int, scale: float, compiled: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sum of the losses, their gradient by the logits, (R, V), times `scale`, and a factor that its rows still lack."""
-    into_gradient = _compiled() if compiled else loss_into_gradient
     if has_triton(x_RD.device):
         from lm.model.kernels.cross_entropy import loss_into_gradient as into_gradient
         from lm.model.kernels.hopper import fits
@@ -78,6 +77,8 @@ def _logits_gradient(
             from lm.model.kernels.exponentials import exponentials
 
             return exponentials(x_RD, weight_VD, targets_R, vocab_size, scale)
+    else:
+        into_gradient = _compiled() if compiled else loss_into_gradient
     logits_RV = wide_product(x_RD, weight_VD.T, x_RD.dtype)
     return into_gradient(logits_RV, targets_R, vocab_size, scale), logits_RV, None
 

@@ -78,6 +78,12 @@ def _over_chunks(bounds_ptr, edges_ptr, out_ptr, width, C: tl.constexpr, PARTS: 
             tl.store(out_ptr + row.to(tl.int64) * width + columns, total_W, mask=columns < width)
 
 
+def by_rows(width: int) -> dict[str, int]:
+    """Settings of a kernel whose programs take one row of this width each, W columns at a time."""
+    columns = min(1024, triton.next_power_of_2(width))
+    return {"width": width, "W": columns, "num_warps": 1 if columns <= 512 else 4}
+
+
 def by_id(ids_N: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The ids in order, (N,); where each of them came from, (N,); and where each id begins, (V + 1,)."""
     narrow = torch.int16 if vocab_size <= 2**15 else torch.int32
@@ -106,8 +112,7 @@ class _Embedding(torch.autograd.Function):
     def forward(ctx: Any, ids_N: Tensor, table_VD: Tensor, dtype: torch.dtype) -> Tensor:
         width = table_VD.shape[1]
         out_ND = table_VD.new_empty(len(ids_N), width, dtype=dtype)
-        columns = min(1024, triton.next_power_of_2(width))
-        _rows[(len(ids_N),)](ids_N, table_VD, out_ND, width, W=columns, num_warps=1 if columns <= 512 else 4)
+        _rows[(len(ids_N),)](ids_N, table_VD, out_ND, **by_rows(width))
         if ctx.needs_input_grad[1]:
             with beside(ids_N.device):
                 in_order = by_id(ids_N, len(table_VD))

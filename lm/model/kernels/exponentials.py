@@ -17,12 +17,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lm.model.kernels.hopper import BD, BN, STAGES, blocks, halves, multiprocessors, place
+from lm.model.kernels.attention import LOG2_E
+from lm.model.kernels.embedding import by_rows
+from lm.model.kernels.hopper import BD, BN, STAGES, blocks, halves, multiprocessors, place, tile_product
 
 BV, WARPS = 256, 8
 PART = 64  # columns that become exponentials and are written at a time
 HIGHEST = tl.constexpr(80.0)  # logarithm to base 2, at most, of E; more only beside a target with a loss above 55
-LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -64,9 +65,7 @@ def _exponentials(
     rows, columns = tl.cdiv(rows_of_x, BN), tl.cdiv(row_length, BV)
     for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
         row, column = place(tile, rows, columns)
-        sums = tl.zeros((BN, BV), tl.float32)
-        for d in range(0, D, BD):
-            sums = tl.dot(x.load([row * BN, d]), weight.load([column * BV, d]).T, sums)
+        sums = tile_product(x, weight, row, column, D, BN, BV, BD)
         at = row * BN + tl.arange(0, BN)
         shifts = tl.load(shifts_ptr + at, mask=at < rows_of_x, other=0.0) * LOG2_E
         totals = tl.zeros((BN,), tl.float32)
@@ -102,11 +101,6 @@ def _scale(x_ptr, factors_ptr, out_ptr, width, W: tl.constexpr):
         tl.store(out_ptr + row * width + columns, x_W * factor, mask=columns < width)
 
 
-def _by_rows(width: int) -> dict[str, int]:
-    columns = min(1024, triton.next_power_of_2(width))
-    return {"width": width, "W": columns, "num_warps": 1 if columns <= 512 else 4}
-
-
 def exponentials(
     x_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, vocab_size: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +120,7 @@ def exponentials(
     out_RV = x_RD.new_empty(rows, row_length)
     shifts_R, losses_R, factors_R = x_RD.new_empty(3, rows, dtype=torch.float32)
     totals_PR = x_RD.new_empty(parts, rows, dtype=torch.float32)
-    _target_logits[(rows,)](x_RD, weight_VD, targets_R, shifts_R, **_by_rows(d_model))
+    _target_logits[(rows,)](x_RD, weight_VD, targets_R, shifts_R, **by_rows(d_model))
     programs = min(triton.cdiv(rows, BN) * parts, multiprocessors(x_RD.device))
     _exponentials[(programs,)](
         blocks(x_RD, BN, BD), blocks(weight_VD, BV, BD), blocks(out_RV, BN, PART), shifts_R, totals_PR, rows,
@@ -141,5 +135,5 @@ def exponentials(
 def scaled(x_RD: Tensor, factors_R: Tensor, out_RD: Tensor | None = None) -> Tensor:
     """Rows of x, in one piece, times a factor each; in place where `out_RD` is x."""
     out_RD = torch.empty_like(x_RD) if out_RD is None else out_RD
-    _scale[(len(x_RD),)](x_RD, factors_R, out_RD, **_by_rows(x_RD.shape[1]))
+    _scale[(len(x_RD),)](x_RD, factors_R, out_RD, **by_rows(x_RD.shape[1]))
     return out_RD

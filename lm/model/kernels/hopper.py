@@ -29,6 +29,17 @@ def place(tile, rows, columns, GROUP: tl.constexpr = 8):
 
 
 @triton.jit
+def tile_product(
+    x, w, row, column, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    """A tile of x @ w.T by its row and column among the tiles: (ROWS, COLUMNS) in float32."""
+    sums = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for d in range(0, D, BD):
+        sums = tl.dot(x.load([row * ROWS, d]), w.load([column * COLUMNS, d]).T, sums)
+    return sums
+
+
+@triton.jit
 def halves(sums, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Left and right half of a block's columns."""
     return sums.reshape(ROWS, 2, COLUMNS // 2).permute(0, 2, 1).split()

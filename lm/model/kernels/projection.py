@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lm.model.kernels.hopper import BD, BN, STAGES, blocks, fits, halves, multiprocessors, place
+from lm.model.kernels.hopper import BD, BN, STAGES, blocks, fits, halves, multiprocessors, place, tile_product
 from lm.model.kernels.rope import rotate, turn_pairs
 from lm.model.products import product_gradients, remember, wide_product
 
@@ -52,9 +52,7 @@ def _project(
     rows, columns = tl.cdiv(tokens, BN), tl.cdiv(width, BF)
     for tile in tl.range(tl.program_id(0), rows * columns, tl.num_programs(0), flatten=True):
         row, column = place(tile, rows, columns)
-        sums = tl.zeros((BN, BF), tl.float32)
-        for d in range(0, D, BD):
-            sums = tl.dot(x.load([row * BN, d]), w.load([column * BF, d]).T, sums)
+        sums = tile_product(x, w, row, column, D, BN, BF, BD)
         _write(sums, out, row * BN, column * BF, cos_ptr, sin_ptr, rotated, time, HALF, BN, BF, PART)
 
 
