@@ -4,6 +4,9 @@ As in FlashAttention-2 (Dao 2023), scores exist for one block of queries and one
 computes them again, once for the gradients of queries and once for those of keys and values. Gradients of rotated
 queries and keys are turned back while they are stored, which so takes no pass over memory of its own.
 
+Texts are taken from the last to the first, for the sake of the cache as in `lm.model.kernels.norm`; for the gradients
+of keys, which follow those of queries, from the first again.
+
 Shape letters: B batch, T time, H heads, K head width, Q queries of a block, S keys of a block. Powers run to base 2.
 """
 # pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportIndexIssue=false
@@ -52,15 +55,15 @@ def _turn_back(x, cos_ptr, sin_ptr, rows, time, K: tl.constexpr, ROPE: tl.conste
     if ROPE:
         cos = _load(cos_ptr, K // 2, rows, time, K // 2, WHOLE)
         sin = _load(sin_ptr, K // 2, rows, time, K // 2, WHOLE)
-        x = turn_pairs(x, cos, -sin, x.shape[0], K // 2)
+        x = turn_pairs(x.reshape(x.shape[0], K // 2, 2), cos, -sin).reshape(x.shape[0], K)
     return x
 
 
 @triton.jit
-def _offsets(time, heads, K: tl.constexpr):
-    """Where this program's head lies: in tensors (B, T, H, K), in those of three such heads, and in (B, H, T)."""
-    row = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
+def _offsets(number, time, heads, K: tl.constexpr):
+    """Where a head, by its number, lies in tensors (B, T, H, K), in those of three such heads, and in (B, H, T)."""
+    row = (number // heads).to(tl.int64)
+    head = number % heads
     return row * time * heads * K + head * K, 3 * row * time * heads * K + head * K, (row * heads + head) * time
 
 
@@ -88,7 +91,7 @@ def _forward(
     qkv_ptr, out_ptr, log_sums_ptr, time, heads, scale, K: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr
 ):
     """One block of queries."""
-    single, triple, rows = _offsets(time, heads, K)
+    single, triple, rows = _offsets(tl.num_programs(1) - 1 - tl.program_id(1), time, heads, K)
     width = heads * K
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
@@ -130,7 +133,7 @@ def _backward_queries(
     K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of queries: their gradients, and the dots of output and gradient that the keys' need as well."""
-    single, triple, rows = _offsets(time, heads, K)
+    single, triple, rows = _offsets(tl.num_programs(1) - 1 - tl.program_id(1), time, heads, K)
     width = heads * K
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK
@@ -180,7 +183,7 @@ def _backward_keys(
     K: tl.constexpr, ROPE: tl.constexpr, BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """One block of keys: the gradients of the keys and of their values."""
-    single, triple, rows = _offsets(time, heads, K)
+    single, triple, rows = _offsets(tl.program_id(1), time, heads, K)
     width = heads * K
     qkv = qkv_ptr + triple
     first = tl.program_id(0) * BLOCK

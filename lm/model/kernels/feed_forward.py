@@ -8,6 +8,7 @@ Shape letters: N tokens, D d_model, F d_ff; BN, BF, BD those of a block.
 """
 # pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportIndexIssue=false
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,20 +45,21 @@ def _forward(
 
 
 @triton.jit
-def _store_gradients(act_gradient, gates, values, gate_gradients, value_gradients, at):
-    gate, value = gates.load(at), values.load(at)
+def _store_gradients(act_gradient, gates_values, out, row, column):
+    """Gates and values come and go together, as each load and each store is waited for."""
+    gate, value = gates_values.load([row, 0, column]).permute(0, 2, 1).split()
     gate = gate.to(tl.float32)
     sigmoid = tl.sigmoid(gate)
     scaled = act_gradient * sigmoid
     gate_gradient = scaled * value.to(tl.float32) * (1 + gate * (1 - sigmoid))
     value_gradient = scaled * gate
-    gate_gradients.store(at, gate_gradient.to(gate_gradients.dtype))
-    value_gradients.store(at, value_gradient.to(value_gradients.dtype))
+    both = tl.join(gate_gradient.to(out.dtype), value_gradient.to(out.dtype))
+    out.store([row, 0, column], both.permute(0, 2, 1))
 
 
 @triton.jit
 def _backward(
-    gradient, w2, gates, values, gate_gradients, value_gradients, tokens, width,
+    gradient, w2, gates_values, out, tokens, width,
     D: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """One tile; its halves follow one another, which halves the registers that the pointwise part takes."""
@@ -66,10 +68,8 @@ def _backward(
     for d in range(0, D, BD):
         sums = tl.dot(gradient.load([row * BN, d]), w2.load([d, column * BF]), sums)
     left, right = halves(sums, BN, BF)
-    at = [row * BN, column * BF]
-    _store_gradients(left, gates, values, gate_gradients, value_gradients, at)
-    at = [row * BN, column * BF + BF // 2]
-    _store_gradients(right, gates, values, gate_gradients, value_gradients, at)
+    _store_gradients(left, gates_values, out, row * BN, column * BF)
+    _store_gradients(right, gates_values, out, row * BN, column * BF + BF // 2)
 
 
 def _settings(d_model: int, block: int, warps: int) -> dict[str, int]:
@@ -94,31 +94,40 @@ def _open_gradient(gradient_ND: Tensor, w2: Tensor, gate_value_N2F: Tensor) -> T
     """The gradient of gates and values, (N, 2F), from that of the feed-forward's output."""
     (tokens, d_model), width, block = gradient_ND.shape, w2.shape[1], BACKWARD_BF
     out_N2F = torch.empty_like(gate_value_N2F)
-    parts = [blocks(half, BN, block // 2) for half in (*gate_value_N2F.chunk(2, 1), *out_N2F.chunk(2, 1))]
+    pairs = [blocks(x_N2F.view(tokens, 2, width), BN, 2, block // 2) for x_N2F in (gate_value_N2F, out_N2F)]
     _backward[(triton.cdiv(tokens, BN) * triton.cdiv(width, block),)](
-        blocks(gradient_ND, BN, BD), blocks(w2, BD, block), *parts, tokens, width,
+        blocks(gradient_ND, BN, BD), blocks(w2, BD, block), *pairs, tokens, width,
         **_settings(d_model, block, BACKWARD_WARPS), maxnreg=BACKWARD_REGISTERS,
     )  # fmt: skip
     return out_N2F
 
 
+def _parted(matrices: Sequence[Tensor], x_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """w1 and w3 as one, (2F, D), and w2, (D, F), in the type of x."""
+    d_model, narrow = x_ND.shape[1], stacked(matrices, x_ND.dtype)
+    w13, w2 = narrow.split(len(narrow) // 3 * 2)
+    return w13, w2.view(d_model, -1)
+
+
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, w1: Tensor, w3: Tensor, w2: Tensor) -> Tensor:
-        w13, w2_narrow = kept((w1, w3), x_ND.dtype), w2.to(x_ND.dtype)
-        gate_value_N2F, act_NF = _open(x_ND, stacked(w13, x_ND.dtype))
-        ctx.save_for_backward(x_ND, gate_value_N2F, act_NF, w2_narrow, *w13)
+        matrices = kept((w1, w3, w2.view_as(w1)), x_ND.dtype)  # one launch for all three
+        w13, w2_narrow = _parted(matrices, x_ND)
+        gate_value_N2F, act_NF = _open(x_ND, w13)
+        ctx.save_for_backward(x_ND, gate_value_N2F, act_NF, *matrices)
         ctx.wide = w1.dtype
         return wide_product(act_NF, w2_narrow.T, x_ND.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        x_ND, gate_value_N2F, act_NF, w2, *w13 = ctx.saved_tensors
+        x_ND, gate_value_N2F, act_NF, *matrices = ctx.saved_tensors
+        w13, w2 = _parted(matrices, x_ND)
         gradient_ND = gradients[0].contiguous()
         gradient_N2F = _open_gradient(gradient_ND, w2, gate_value_N2F)
         of_w2 = wide_product(gradient_ND.T, act_NF, ctx.wide)
         of_w1, of_w3 = wide_product(gradient_N2F.T, x_ND, ctx.wide).chunk(2)
-        of_x = wide_product(gradient_N2F, stacked(w13, x_ND.dtype), x_ND.dtype)
+        of_x = wide_product(gradient_N2F, w13, x_ND.dtype)
         return of_x, of_w1, of_w3, of_w2
 
 

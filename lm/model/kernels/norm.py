@@ -4,6 +4,9 @@ The backward pass adds the two gradients of the residual stream, that of the sum
 autograd would take a pass of its own. Each of its programs sums the gain's gradient over its tokens; the sums over the
 programs come last, always in the same order.
 
+Tokens are taken from the last to the first: what the product before has written last is still in the GPU's cache, and
+so is what the product behind reads first.
+
 Shape letters: N tokens, D d_model, R tokens at a time, W the power of two from D on, P programs.
 """
 # pyright: reportMissingImports=false, reportInvalidTypeForm=false, reportIndexIssue=false
@@ -23,7 +26,7 @@ def _forward(
     x_ptr, delta_ptr, gain_ptr, total_ptr, out_ptr, scale_ptr, tokens, width, eps,
     ADDS: tl.constexpr, R: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * R + tl.arange(0, R)
+    rows = (tl.num_programs(0) - 1 - tl.program_id(0)) * R + tl.arange(0, R)
     columns = tl.arange(0, W)
     at = rows[:, None].to(tl.int64) * width + columns[None, :]
     there = (rows[:, None] < tokens) & (columns[None, :] < width)
@@ -48,7 +51,7 @@ def _backward(
     gain_W = tl.load(gain_ptr + columns, mask=columns < width, other=0.0).to(tl.float32)
     gains_W = tl.zeros((W,), tl.float32)
     for start in range(tl.program_id(0) * R, tokens, tl.num_programs(0) * R):
-        rows = start + tl.arange(0, R)
+        rows = (tl.cdiv(tokens, R) - 1) * R - start + tl.arange(0, R)
         at = rows[:, None].to(tl.int64) * width + columns[None, :]
         there = (rows[:, None] < tokens) & (columns[None, :] < width)
         scale_R = tl.load(scale_ptr + rows, mask=rows < tokens, other=0.0)

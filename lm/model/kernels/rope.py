@@ -20,10 +20,10 @@ TOKENS = 4  # of a program
 
 
 @triton.jit
-def turn_pairs(x, cos, sin, ROWS: tl.constexpr, PAIRS: tl.constexpr):
-    """Each pair of neighbours of a block (ROWS, 2 PAIRS) by an angle of its own; the other way for -sin."""
-    even, odd = tl.split(x.reshape(ROWS, PAIRS, 2))
-    return tl.join(even * cos - odd * sin, even * sin + odd * cos).reshape(ROWS, 2 * PAIRS)
+def turn_pairs(x, cos, sin):
+    """Pairs of numbers, (..., 2), each by its angle; the other way for -sin."""
+    even, odd = tl.split(x)
+    return tl.join(even * cos - odd * sin, even * sin + odd * cos)
 
 
 @triton.jit
@@ -45,7 +45,7 @@ def _turn(
         kept = (rows[:, None] < tokens) & (columns[None, :] < width)
         at = rows[:, None].to(tl.int64) * stride + columns[None, :]
         x = tl.load(source_ptr + at, mask=kept, other=0.0).to(tl.float32)
-        turned = turn_pairs(x, cos, sin, R, P)
+        turned = turn_pairs(x.reshape(R, P, 2), cos, sin).reshape(R, 2 * P)
         out = rows[:, None].to(tl.int64) * 3 * width + part * width + columns[None, :]
         tl.store(out_ptr + out, turned, mask=kept)
 
