@@ -36,8 +36,8 @@ class PairExchange:
     """Means of two processes' gradients, as `lm.training.graph.Exchange`.
 
     The other GPU writes into this one's inbox, which is as large as all gradients together. So before the first
-    gradient of a pass is sent both must have read what the pass before has brought, and before the inbox is read both
-    must have sent all.
+    gradient of a pass is sent both must have read what the pass before has brought, and before a part of the inbox is
+    read both must have sent it. There are two parts: all but the last gradient are added while that one is on its way.
 
     Args:
         parameters: what is trained, the same in both processes, which make their exchange at the same time, each for a
@@ -63,26 +63,33 @@ class PairExchange:
             cut = zip(whole.split(sizes), parameters, strict=True)
             return [part[: parameter.numel()].view_as(parameter) for part, parameter in cut]
 
-        self._inbox = parts(inbox)
-        self._outbox = dict(zip(map(id, parameters), parts(outbox), strict=True))
+        self._inbox, self._outbox = parts(inbox), parts(outbox)
+        self._numbers = {id(parameter): number for number, parameter in enumerate(parameters)}
+        self._last: int | None = None  # that has been sent in this pass
         self._stream = torch.cuda.Stream(parameters[0].device)
-        self._is_sending = False
 
     def send(self, parameter: Tensor) -> None:
         """To be called in the backward pass, when the parameter's gradient is complete."""
         assert parameter.grad is not None
+        number = self._numbers[id(parameter)]
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            if not self._is_sending:
+            if self._last is None:
                 self._memory.barrier(channel=0, timeout_ms=TIMEOUT)
-                self._is_sending = True
-            self._outbox[id(parameter)].copy_(parameter.grad, non_blocking=True)
+            self._before_last = self._stream.record_event()
+            self._outbox[number].copy_(parameter.grad, non_blocking=True)
+        self._last = number
 
     def receive(self, gradients: list[Tensor]) -> list[Tensor]:
         """To be called after the pass; adds the other process's gradients to these, which are all parameters'."""
+        stream, last = torch.cuda.current_stream(), self._last
+        assert last is not None
         with torch.cuda.stream(self._stream):
             self._memory.barrier(channel=1, timeout_ms=TIMEOUT)
-            torch._foreach_add_(gradients, self._inbox)
-        torch.cuda.current_stream().wait_stream(self._stream)
-        self._is_sending = False
+        stream.wait_event(self._before_last)
+        self._memory.barrier(channel=2, timeout_ms=TIMEOUT)
+        torch._foreach_add_(gradients[:last] + gradients[last + 1 :], self._inbox[:last] + self._inbox[last + 1 :])
+        stream.wait_stream(self._stream)
+        gradients[last].add_(self._inbox[last])
+        self._last = None
         return gradients
