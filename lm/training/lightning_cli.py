@@ -27,6 +27,7 @@ from lm.training.fsdp import STRATEGIES
 from lm.training.memory import MemoryAdvice
 from lm.training.metrics import Metrics, loss_metrics
 from lm.training.module import LanguageModel
+from lm.training.precision import settle_precision
 from lm.training.progress import StepProgress
 from lm.training.runs import LOGS, find_resumable, find_run, load
 from lm.training.stopping import SIGNALED, CheckpointFiles, LastCheckpoint
@@ -186,6 +187,8 @@ class LMCommandLine(LightningCLI):
         require_allowed(config["trainer"].as_dict())
         if path := config["ckpt_path"]:
             load(Path(path))  # a missing or foreign file is refused before anything is built
+        if not path or self.config["subcommand"] == "validate":  # a run that goes on keeps its precision
+            settle_precision(config["trainer"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[str(self.subcommand)]

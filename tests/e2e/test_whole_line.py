@@ -27,6 +27,14 @@ sys.exit(main(sys.argv[1:]))
 """
 KILL_AT_STEP_7 = SIGNAL.format(place="on_train_batch_start", step=7, number=int(signal.SIGKILL))
 
+WITHOUT_BFLOAT16 = """
+import sys
+from lm.training import precision
+precision.multiplies_in_bfloat16 = lambda: False
+from lm.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
 
 def lm(folder: Path, *arguments: object, script: str | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python -m lm ARGUMENTS` in `folder`."""
@@ -153,6 +161,13 @@ def test_finished_run_goes_on_with_more_steps(tmp_path: Path, tiny_config: Path)
     assert "trainer.max_steps: 16 now, the checkpoint had 12" in done.stderr
     for key, weight in checkpoint(whole)["state_dict"].items():
         assert torch.equal(weight, checkpoint(parts, 1)["state_dict"][key]), key
+
+
+def test_cpu_without_bfloat16_trains_in_float32(tmp_path: Path, tiny_config: Path) -> None:
+    (tmp_path / "narrow.yaml").write_text("trainer: {precision: bf16-mixed, max_steps: 2}", encoding="utf-8")
+    done = fit(tmp_path, tiny_config, "--config", "narrow.yaml", script=WITHOUT_BFLOAT16)
+    assert "trainer.precision: 32-true in place of bf16-mixed" in done.stdout
+    assert record(tmp_path)["precision"] == "32-true"
 
 
 def test_weights_of_a_run_begin_another_on_other_text(run: tuple[Path, str], tmp_path: Path) -> None:
