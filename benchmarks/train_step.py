@@ -4,8 +4,8 @@
 others are bare loops over the same batches, which lie on the device from the start: ours on the same path, ours on the
 readable path, nanoGPT's model from a file that you have, and transformers' Llama of the same shape; the rivals are
 compiled, loss included, with torch's fused AdamW and clipping. All train in bfloat16 under autocast with float32
-weights, each in a fresh process. A time is the median of `--blocks` blocks of steps, each waited for at its end only;
-the last column is fit's tokens per second over the row's.
+weights, or in float32 on a CPU without bfloat16; each in a fresh process. A time is the median of `--blocks` blocks of
+steps, each waited for at its end only; the last column is fit's tokens per second over the row's.
 
 Every step has a batch of its own: of one that is learnt by heart the gradients are nearly zero, and a GPU multiplies
 zeros faster, as that takes less power.
@@ -43,6 +43,7 @@ from lm.training import LanguageModel
 from lm.training.allocator import keep_freed_memory
 from lm.training.graph import RecordedStep
 from lm.training.metrics import Metrics
+from lm.training.precision import multiplies_in_bfloat16
 from lm.training.progress import StepProgress
 from lm.training.stopping import CheckpointFiles, LastCheckpoint
 
@@ -60,6 +61,11 @@ class Case:
     device: torch.device
     blocks: int
     steps: int  # of a block
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether products are bfloat16, as they are where the device has instructions for them."""
+        return self.device.type == "cuda" or multiplies_in_bfloat16()
 
     @property
     def warm_up(self) -> int:
@@ -140,7 +146,7 @@ def fit(
             accelerator="gpu" if case.device.type == "cuda" else "cpu",
             devices=devices,
             strategy=strategy,
-            precision="bf16-mixed",
+            precision="bf16-mixed" if case.is_narrow else "32-true",
             max_steps=case.all_steps,
             max_epochs=-1,
             log_every_n_steps=LOG_EVERY,
@@ -171,7 +177,7 @@ def passes_of(case: Case, loss: Loss, optimizer: torch.optim.Optimizer) -> Calla
     """Forward and backward pass by autograd, under autocast."""
 
     def passes(inputs: Tensor, targets: Tensor) -> None:
-        with torch.autocast(case.device.type, torch.bfloat16):
+        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.is_narrow):
             value = loss(inputs, targets)
         optimizer.zero_grad()
         value.backward()

@@ -34,6 +34,7 @@ MODEL = [
     ),
     Fault("model/layers.py", "silu(self.w1(x)) * self.w3(x)", "silu(self.w3(x)) * self.w1(x)", "model"),
     Fault("model/layers.py", "2 / (d_in + d_out)", "1 / (d_in + d_out)", "model"),
+    Fault("model/layers.py", "outside[redrawn.abs() > 3 * std]", "outside[:0]", "model/test_layers.py"),
     Fault("model/block.py", "x = x + self.dropout(self.attn(", "x = self.dropout(self.attn(", "model"),
     Fault(
         "model/block.py", "self.ln2(x + self.dropout(self.ffn(x)))", "x + self.dropout(self.ffn(self.ln2(x)))", "model"
@@ -172,6 +173,7 @@ RESUME = [
         '        return {"seconds"',
         "training/test_figures.py",
     ),
+    Fault("training/precision.py", " and not is_asked", "", "training/test_precision.py"),
     Fault("training/agreement.py", "dist.ReduceOp.MAX", "dist.ReduceOp.MIN", "training/test_agreement.py"),
     Fault("training/data_parallel.py", "tensor.div_(dist.get_world_size())", "tensor", "training/test_fsdp.py"),
 ]

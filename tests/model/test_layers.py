@@ -10,7 +10,8 @@ from torch import nn
 from torch.autograd import gradcheck
 from torch.testing import assert_close
 
-from lm.model import Embedding, Linear, RMSNorm, RotaryPositionEmbedding, SiLUFeedForward, SwiGLU
+from lm.model import Embedding, Linear, RMSNorm, RotaryPositionEmbedding, SiLUFeedForward, SwiGLU, layers
+from lm.model.layers import truncated_normal
 
 
 def random(*shape: int, **options: Any) -> torch.Tensor:
@@ -24,6 +25,14 @@ def check_truncated_normal(weight: torch.Tensor, std: float) -> None:
     assert scaled.mean().abs() < 0.02
     assert_close(scaled.std().item(), 0.98658, atol=0.01, rtol=0)
     assert_close((scaled.abs() < 1).double().mean().item(), 0.68269 / 0.99730, atol=0.01, rtol=0)
+
+
+def test_truncated_normal(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layers, "PIECE", 2**16)  # the last piece is shorter
+    torch.manual_seed(0)
+    check_truncated_normal(truncated_normal(1200, 1000, 0.02), 0.02)  # some ten numbers are drawn a third time
+    with torch.device("meta"):
+        assert truncated_normal(3, 2, 1.0).shape == (3, 2)
 
 
 def test_linear():
