@@ -27,7 +27,7 @@ PROMPT = [1, 2, 3, 4, 5]
 
 
 def build(**changes: Any) -> TransformerLM:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     shape: dict[str, Any] = {"context_length": 48, "d_model": 36, "num_layers": 2, "num_heads": 3, "d_ff": 50}
     model = TransformerLM(ModelConfig(vocab_size=301, **(shape | changes)))
     with torch.no_grad():
