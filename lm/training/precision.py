@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from llvmlite import binding
 
 from lm.terminal import say
 
@@ -14,6 +13,8 @@ BFLOAT16 = "avx512bf16", "amx-bf16", "bf16"  # LLVM's names for products of x86 
 
 def multiplies_in_bfloat16() -> bool:
     """Whether this CPU has instructions for it that torch uses; without, it takes several times as long as float32."""
+    from llvmlite import binding  # takes a tenth of a second, and GPUs do not need it
+
     features = binding.get_host_cpu_features()
     return torch.backends.mkldnn.is_available() and any(features.get(name, False) for name in BFLOAT16)
 

@@ -39,6 +39,7 @@ def check_projection(device: str) -> None:
         doubles = [t.detach().double().requires_grad_() for t in inputs]
         expected = exact(doubles[0], doubles[1:], heads, rope)
         outs = [kernels.projection(x, weights, heads, cos, sin)]
+        assert kernels.has_whole_heads(d_model // heads) == (d_model // heads in (16, 32, 64, 128))
         if cos is not None and sin is not None and kernels.has_whole_heads(d_model // heads):
             narrow = torch.cat(weights).to(dtype)
             outs.append(kernels.rotated_product(x, narrow, heads, cos, sin).view(expected.shape))
