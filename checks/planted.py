@@ -57,6 +57,7 @@ MODEL = [
     Fault("model/transformer.py", "return self.ln_final(x_BTD)", "return x_BTD", "model"),
 ]
 OPTIMIZATION = [
+    Fault("threads.py", "        torch.set_num_threads(threads)", "        pass", "optim/test_adamw.py"),
     Fault("optim/adamw.py", "math.sqrt(1 - beta2**step)", "math.sqrt(1 - beta2)", "optim"),
     Fault(
         "optim/adamw.py",

@@ -9,6 +9,9 @@ import pytest
 # Processes that tests start take this tree's package too, whatever is installed.
 paths = str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+# A thread for each core in each of several processes of tests: they would spend their time waiting for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it; the tests send it
 
 TINY = """

@@ -8,8 +8,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "lm"
 MAY_IMPORT = {
-    "model": set(),
-    "optim": set(),
+    "model": {"threads"},
+    "optim": {"threads"},
     "tokenizer": set(),
     "accounting": {"model"},
     "data": {"tokenizer"},
@@ -32,6 +32,7 @@ MAY_IMPORT = {
     },
     "loaded": {"generation", "training"},
     "terminal": set(),
+    "threads": set(),
     "cli": {"commands", "training", "terminal"},
     "__main__": {"cli"},
     "__init__": {"loaded"},
@@ -47,6 +48,7 @@ ONLY_IN = {
         "generation/products.py",
         "model/native.py",
         "optim/native.py",
+        "threads.py",
     ),
     "llvmlite": (
         "model/native.py",

@@ -10,7 +10,6 @@ Shape letters: N heads of all sequences, T time, K head width, R rows of a block
 import math
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -18,6 +17,8 @@ from numba import njit, prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
+
+from lm.threads import share_threads
 
 ROWS = 32  # divides T
 TILE = (4, 32)  # rows and columns of a product that stay in registers; they divide ROWS, T and K
@@ -172,7 +173,7 @@ def _attend_backward(q_NTK, k_NTK, v_NTK, out_NTK, logs_NT, dout_NTK, dq_NTK, dk
 
 def _run(kernel: Any, *tensors: Tensor) -> None:
     """Call a kernel on tensors whose batch and heads are one dimension, with as many threads as torch has."""
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+    share_threads()
     kernel(*(tensor.detach().flatten(0, 1).numpy() for tensor in tensors))
 
 

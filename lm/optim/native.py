@@ -5,11 +5,11 @@ Letters as in the paper: θ parameter, g gradient, m and v the two means.
 
 import math
 
-import numba
 import numpy as np
-import torch
 from numba import njit, prange
 from torch import Tensor
+
+from lm.threads import share_threads
 
 
 @njit(cache=True, parallel=True, nogil=True, error_model="numpy")
@@ -40,7 +40,7 @@ def update(
 ) -> None:
     """`lm.optim.adamw_update` for each row of float32 tensors, all on the CPU and each in one piece."""
     factor = 1.0 if gradient_factor is None else float(gradient_factor)
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # pyright: ignore
+    share_threads()
     beta1, beta2 = betas
     rate, correction = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
     numbers = (factor, 1 - beta1, beta2, 1 - beta2, 1 - lr * weight_decay, rate, eps, correction)

@@ -2,6 +2,8 @@
 
 import copy
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,20 @@ def set_gradients(parameters: list[nn.Parameter], step: int, skip: int | None = 
     for index, parameter in enumerate(parameters):
         gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter.dtype)
         parameter.grad = None if index == skip else gradient * 10.0 ** (step % 5 - 2)
+
+
+def test_the_first_step_leaves_the_number_of_threads_alone() -> None:
+    code = """
+import torch
+from lm.optim import AdamW
+torch.set_num_threads(1)
+parameter = torch.nn.Parameter(torch.ones(4))
+parameter.grad = torch.ones(4)
+AdamW([parameter]).step()
+assert "numba" in __import__("sys").modules
+raise SystemExit(torch.get_num_threads() != 1)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_equals_torch_over_many_steps_with_groups_and_skipped_parameters() -> None:
