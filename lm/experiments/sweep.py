@@ -7,11 +7,14 @@ result, with infinite loss.
 
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import closing
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 HEARTBEAT = 5  # seconds between signs of life of a running trial
 GRACE = 20  # seconds without one after which a trial counts as dead
 POLL = 0.2
+DATABASE = "study.db"
+SILENT = "select number from trials where trial_id not in (select trial_id from trial_heartbeats)"
 
 
 def run_study(definition: Study) -> list[dict[str, Any]]:
@@ -48,7 +53,7 @@ def run_study(definition: Study) -> list[dict[str, Any]]:
     folder = LOGS / definition.name
     folder.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.RDBStorage(
-        f"sqlite:///{folder / 'study.db'}",
+        f"sqlite:///{folder / DATABASE}",
         engine_kwargs={"connect_args": {"timeout": 60}},
         heartbeat_interval=HEARTBEAT,
         grace_period=GRACE,
@@ -78,7 +83,7 @@ def _queue_missing(study: "optuna.Study", definition: Study) -> int:
     """How many runs are still to be started; dead ones are declared failed, and lacking grid points queued."""
     import optuna
 
-    optuna.storages.fail_stale_trials(study)
+    _fail_dead(study, LOGS / definition.name / DATABASE)
     state = optuna.trial.TrialState
     trials = study.get_trials(deepcopy=False, states=(state.COMPLETE, state.PRUNED, state.RUNNING, state.WAITING))
     if definition.trials is not None:
@@ -88,6 +93,19 @@ def _queue_missing(study: "optuna.Study", definition: Study) -> int:
     for point in lacking:
         study.enqueue_trial(point)
     return len(lacking) + sum(trial.state == state.WAITING for trial in trials)
+
+
+def _fail_dead(study: "optuna.Study", database: Path) -> None:
+    """Declare runs failed that give no sign of life. Optuna leaves those alone that died before their first."""
+    import optuna
+
+    optuna.storages.fail_stale_trials(study)
+    with closing(sqlite3.connect(database, timeout=60)) as stored:
+        silent = {number for (number,) in stored.execute(SILENT)}
+    latest = datetime.now() - timedelta(seconds=GRACE)
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        if trial.number in silent and trial.datetime_start is not None and trial.datetime_start < latest:
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
 
 
 def _in_flight(study: "optuna.Study") -> int:

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 
 from lm.experiments import sweep
@@ -102,12 +103,32 @@ def test_failing_run_is_told_in_one_line(tmp_path: Path, tiny_config: Path) -> N
     assert "min_learning_rate 0.0 must lie between 0 and max_learning_rate -1.0" in errors.splitlines()[-1]
 
 
-def test_running_out_of_memory_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run ends so, at once."""
     line = f"error: {MemoryAdvice().line} on cuda:0; lower something"
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "_command", lambda *_: [sys.executable, "-c", f"import sys; sys.exit({line!r})"])
+
+
+def test_running_out_of_memory_is_a_result(out_of_memory: None) -> None:
     (row,) = sweep.run_study(Study("full", [], {"data.batch_size": Space([4096])}))
     assert row == {"trial": 0, "outcome": "out of memory", "loss": math.inf, "data.batch_size": 4096}
+
+
+def test_a_run_that_died_before_its_first_sign_of_life_is_tried_again(
+    out_of_memory: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "HEARTBEAT", 1)
+    monkeypatch.setattr(sweep, "GRACE", 2)
+    folder = tmp_path / "lightning_logs" / "dead"
+    folder.mkdir(parents=True)
+    dead = optuna.create_study(study_name="dead", storage=f"sqlite:///{folder / 'study.db'}")
+    dead.enqueue_trial({"data.batch_size": 8})
+    dead.ask()
+    (row,) = sweep.run_study(Study("dead", [], {"data.batch_size": Space([8])}))
+    assert row["trial"] == 1
+    assert [trial.state.name for trial in dead.get_trials()] == ["FAIL", "COMPLETE"]
 
 
 @pytest.mark.parametrize(
