@@ -80,6 +80,8 @@ class RecordedStep:
                 parameter.grad = gradient * scale
 
     def _record(self, token_ids: Tensor, targets: Tensor) -> _Recorded:
+        from lm.model.kernels.together import compiled_together
+
         batch = token_ids.clone(), targets.clone()
         held = [parameter.grad for parameter in self.parameters]
         if self._exchange is None and self._make_exchange is not None:
@@ -90,17 +92,22 @@ class RecordedStep:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
 
-        def run() -> tuple[Tensor, list[Tensor]]:
+        def passes() -> tuple[Tensor, list[Tensor]]:
             for parameter in self.parameters:
                 parameter.grad = None
             with torch.autocast("cuda", narrow, enabled=enabled, cache_enabled=False):
                 loss = self.net.loss(*batch, gradient_scale=exchange.scale if exchange is not None else 1.0)
             with torch.autocast("cuda", enabled=False):
                 loss.backward()
-            gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-            return loss.detach(), gradients if exchange is None else exchange.receive(gradients)
+            return loss.detach(), [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+        def run() -> tuple[Tensor, list[Tensor]]:
+            loss, gradients = passes()
+            return loss, gradients if exchange is None else exchange.receive(gradients)
 
         with torch.cuda.stream(stream):
+            with compiled_together():
+                passes()
             hooks: list[RemovableHandle] = []
             if exchange is not None:
                 hooks = [parameter.register_post_accumulate_grad_hook(exchange.send) for parameter in self.parameters]

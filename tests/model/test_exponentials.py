@@ -62,7 +62,8 @@ def check_extremes(device: str) -> None:
     softmax = capped / capped.sum(1, keepdim=True)
     softmax[:, 0] = -softmax[:, 1:].sum(1)
     ours = gradient.double() * factors.double()[:, None]
-    assert ((ours - softmax).norm(dim=1) < 2**-8 * softmax.norm(dim=1) + 1e-6).all()
+    # The logits of up to 120 are float32, so the target's own exponential is 1 to 1e-5.
+    assert ((ours - softmax).norm(dim=1) < 2**-8 * softmax.norm(dim=1) + 1e-5).all()
 
 
 def check_loss(device: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A recorded step gives the loss and the gradients of the same passes launched one by one."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 import torch
@@ -59,3 +60,27 @@ def test_recorded_step() -> None:
         torch.testing.assert_close(added, [1.5 * gradient for gradient in found], rtol=1e-2, atol=1e-6)
     passes = 2 * (WARM_UPS + 1)  # of either shape
     assert Counter(map(id, exchange.sent)) == {id(parameter): passes for parameter in parameters}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton needs an NVIDIA GPU")
+def test_kernels_compiled_together_run_afterwards() -> None:
+    from lm.model.kernels.exponentials import scaled
+    from lm.model.kernels.together import compiled_together
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x_RD: Tensor) -> Tensor:
+            return scaled(x_RD, twos_R)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            return scaled(gradients[0].contiguous(), twos_R, gradient_RD)
+
+    x_RD, twos_R = torch.ones(3, 37, device="cuda", requires_grad=True), torch.full((3,), 2.0, device="cuda")
+    gradient_RD = torch.full((3, 37), 7.0, device="cuda")
+    with compiled_together():
+        Doubled.apply(x_RD).sum().backward()
+    assert (gradient_RD == 7).all()
+    assert scaled(x_RD.detach(), twos_R).eq(2).all()
+    Doubled.apply(x_RD).sum().backward()
+    assert (gradient_RD == 2).all()
