@@ -12,6 +12,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.preloaded import LM
+from tests.preloaded import run as lm
+
 # Sends the process, of several the last, a signal at a place of the module, at an optimizer step.
 SIGNAL = """
 import os, sys
@@ -36,13 +39,10 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def lm(folder: Path, *arguments: object, script: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python -m lm ARGUMENTS` in `folder`."""
-    start = ["-m", "lm"]
-    if script is not None:  # in a file, which the processes of a distributed run share
-        (folder / "script.py").write_text(script, encoding="utf-8")
-        start = ["script.py"]
-    command = [sys.executable, *start, *map(str, arguments)]
+def started(folder: Path, *arguments: object, script: str = LM) -> subprocess.CompletedProcess[str]:
+    """`python -m lm ARGUMENTS` in `folder`, from the start, as those must be that start processes like themselves."""
+    (folder / "script.py").write_text(script, encoding="utf-8")
+    command = [sys.executable, "script.py", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
 
@@ -72,7 +72,8 @@ def curves(folder: Path, version: int = 0) -> dict[str, dict[int, float]]:
 def run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> tuple[Path, str]:
     """A finished run's folder and what it printed."""
     folder = tmp_path_factory.mktemp("run")
-    done = fit(folder, tiny_config)
+    done = started(folder, "fit", "--config", tiny_config)
+    assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
 
@@ -199,13 +200,13 @@ def test_two_processes_give_the_losses_of_one_and_stop_together(tmp_path: Path, 
     plain = ("--model.net.dropout", 0.0)
     both = (*plain, "--trainer.devices", 2, "--trainer.strategy", "ddp")
     fit(one, tiny_config, *plain)
-    fit(two, tiny_config, *both)
+    assert started(two, "fit", "--config", tiny_config, *both).returncode == 0
     script = SIGNAL.format(place="training_step", step=6, number=int(signal.SIGTERM))
-    stopped = lm(cut, "fit", "--config", tiny_config, *both, script=script)
+    stopped = started(cut, "fit", "--config", tiny_config, *both, script=script)
     assert stopped.returncode == 143
     assert "stopped by SIGTERM at step 8\n" in stopped.stderr  # one step after the one that it came in
     assert checkpoint(cut)["global_step"] == 8
-    assert lm(cut, "fit", "--resume").returncode == 0
+    assert started(cut, "fit", "--resume").returncode == 0
     for key, weight in checkpoint(two)["state_dict"].items():
         assert torch.equal(weight, checkpoint(cut)["state_dict"][key]), key
     single, double = curves(one), curves(two)

@@ -1,8 +1,6 @@
 """Models held against Hugging Face transformers, the only test module that imports it (which takes seconds)."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from lm.model import ModelConfig, TransformerLM
 from lm.tokenizer import END_OF_TEXT, Tokenizer, train_bpe
 from lm.training.resume import FORMAT
 from lm.training.runs import Run, find_run
+from tests import preloaded
 
 TEXT = f"Once upon a time there was a fox. „Grüß Gott!“, said the fox: 你好 🦊\n\t  The end.\n{END_OF_TEXT}\n" * 4
 CONFIG = ModelConfig(300, context_length=256, d_model=48, num_layers=3, num_heads=4, d_ff=80, rope_theta=5000.0)
@@ -179,12 +178,11 @@ def test_imported_run_generates_validates_and_trains(
     assert capsys.readouterr().out.startswith("Once")
     Path("text.txt").write_text(TEXT, encoding="utf-8")
     texts = ["--data.train_text", "text.txt", "--data.valid_text", "text.txt", "--data.workers", "1"]
-    command = [sys.executable, "-m", "lm", "validate", *texts, "--trainer.accelerator", "cpu"]
-    validated = subprocess.run(command, capture_output=True, text=True)
+    validated = preloaded.run(tmp_path, "validate", *texts, "--trainer.accelerator", "cpu")
     assert "validation loss" in validated.stdout, validated.stderr
-    options = ["--trainer.max_steps", "2", "--data.batch_size", "2", "--trainer.enable_progress_bar", "false"]
-    command[3:4] = ["fit", "--weights", "lightning_logs/version_0"]
-    trained = subprocess.run([*command, *options], capture_output=True, text=True)
+    options = ["--trainer.max_steps", 2, "--data.batch_size", 2, "--trainer.enable_progress_bar", "false"]
+    weights = ["--weights", "lightning_logs/version_0", "--trainer.accelerator", "cpu"]
+    trained = preloaded.run(tmp_path, "fit", *weights, *texts, *options)
     assert "lightning_logs/version_1" in trained.stdout, trained.stderr
     assert main(["import", "hf"]) == 0
     assert Path("lightning_logs/version_2/checkpoints/best.ckpt").is_file()

@@ -1,8 +1,5 @@
 """What one process was told, all know at the same step; and an ordinary step of several waits for nothing else."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from lm.training.agreement import Agreement
+from tests.preloaded import run
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
 
@@ -62,11 +60,7 @@ def test_all_know_one_step_later_and_the_step_waits_for_none(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_steps_of_several_processes_wait_for_nothing(tmp_path: Path, tiny_config: Path, strategy: str) -> None:
-    script = tmp_path / "script.py"  # a file, as Lightning starts the second process with it
-    script.write_text(STRICT, encoding="utf-8")
     quiet = "--eval_every 99 --checkpoint_every 99 --trainer.log_every_n_steps 2 --trainer.max_steps 6"
     options = f"fit --config {tiny_config} {quiet} --trainer.strategy {strategy} --trainer.devices 2"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, script, *options.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=300)
+    done = run(tmp_path, *options.split(), script=STRICT, ranks=2)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lm.training.runs import find_run, load
 from lm.training.shards import put_together, shard_files
+from tests.preloaded import run
 
 STEPS = 12
 PLAIN = ("--model.net.dropout", 0.0, "--trainer.max_steps", STEPS)
@@ -19,14 +20,6 @@ SHARDED = ("--trainer.strategy", "fsdp", "--trainer.devices")
 Runs = dict[str, Path]
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
-
-
-def fit(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """`python -m lm fit ARGUMENTS` in `folder`."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "lm", "fit", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def saved(folder: Path, name: str = "last") -> Path:
@@ -53,9 +46,15 @@ def assert_close(one: dict[str, Any], other: dict[str, Any]) -> None:
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Runs:
     """The same run by one process, by two with everything sharded, and by two with the whole model."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "two", "ddp")}
-    for name, options in (("one", ()), ("two", (*SHARDED, 2)), ("ddp", ("--trainer.devices", 2))):
-        done = fit(folders[name], "--config", tiny_config, *PLAIN, *options)
+    options = [*map(str, ("fit", "--config", tiny_config, *PLAIN))]
+    for name, devices in (("one", 1), ("ddp", 2)):
+        done = run(folders[name], *options, "--trainer.devices", devices, ranks=devices)
         assert done.returncode == 0, done.stderr
+    # As a user would, so that Lightning starts the second process.
+    command = [sys.executable, "-m", "lm", *options, *SHARDED, "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folders["two"], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
     return folders
 
 
@@ -88,18 +87,20 @@ def test_tools_read_shards(runs: Runs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [("two", (*SHARDED, 2)), ("two", (*SHARDED, 1)), ("two", ()), ("one", (*SHARDED, 2))],
+    ("before", "strategy", "devices"),
+    [("two", "fsdp", 2), ("two", "fsdp", 1), ("two", "auto", 1), ("one", "fsdp", 2)],
     ids=["2 to 2", "2 to 1", "2 to 1 not sharded", "1 not sharded to 2"],
 )
 def test_any_number_of_processes_goes_on(
-    runs: Runs, tmp_path: Path, tiny_config: Path, before: str, after: tuple[object, ...]
+    runs: Runs, tmp_path: Path, tiny_config: Path, before: str, strategy: str, devices: int
 ) -> None:
-    plain = (*PLAIN[:2], "--trainer.max_steps", STEPS + 4, "--model.optimizer.cosine_cycle_iters", STEPS)
+    plain = ("fit", "--config", tiny_config, *PLAIN[:2], "--trainer.max_steps", STEPS + 4)
+    plain += ("--model.optimizer.cosine_cycle_iters", STEPS)
     if not (expected := runs["one"].with_name("expected")).exists():
-        done = fit(expected, "--config", tiny_config, *plain, "--ckpt_path", saved(runs["one"]))
+        done = run(expected, *plain, "--ckpt_path", saved(runs["one"]))
         assert done.returncode == 0, done.stderr
-    done = fit(tmp_path, "--config", tiny_config, *plain, *after, "--ckpt_path", saved(runs[before]))
+    options = ("--trainer.strategy", strategy, "--trainer.devices", devices, "--ckpt_path", saved(runs[before]))
+    done = run(tmp_path, *plain, *options, ranks=devices)
     assert done.returncode == 0, done.stderr
     assert load(saved(tmp_path))["global_step"] == STEPS + 4
     assert_close(state(tmp_path), state(expected))
@@ -109,7 +110,7 @@ def test_a_missing_or_damaged_shard_is_named(runs: Runs, tmp_path: Path, tiny_co
     copy = tmp_path / "checkpoints"
     copy.mkdir()
     (copy / "last.ckpt").write_bytes(saved(runs["two"]).read_bytes())
-    refused = fit(tmp_path, "--config", tiny_config, *PLAIN, "--ckpt_path", copy / "last.ckpt")
+    refused = run(tmp_path, "fit", "--config", tiny_config, *PLAIN, "--ckpt_path", copy / "last.ckpt")
     assert refused.returncode == 2
     assert "last.ckpt is not a whole checkpoint" in refused.stderr
     assert "0.pt" in refused.stderr
@@ -121,6 +122,6 @@ def test_a_missing_or_damaged_shard_is_named(runs: Runs, tmp_path: Path, tiny_co
 
 
 def test_muon_is_refused(tmp_path: Path, tiny_config: Path) -> None:
-    refused = fit(tmp_path, "--config", tiny_config, *SHARDED, 1, "--model.optimizer.algorithm", "muon")
+    refused = run(tmp_path, "fit", "--config", tiny_config, *SHARDED, 1, "--model.optimizer.algorithm", "muon")
     assert refused.returncode == 2
     assert "error: model.optimizer.algorithm muon needs whole matrices" in refused.stderr.splitlines()[-1]
