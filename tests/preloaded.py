@@ -41,8 +41,11 @@ def run(folder: Path, *arguments: object, script: str = LM, ranks: int = 1) -> s
         process.start()
     for process in processes:
         process.join(timeout=300)
+    late = [process for process in processes if process.is_alive()]
+    for process in late:
         process.kill()
         process.join()
+    assert not late, f"{command} took more than 300 seconds"
     shown, errors = (output.read_text(encoding="utf-8") for output in outputs[0])
     code = processes[0].exitcode
     assert code is not None

@@ -9,7 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lm.model import TransformerLM
 
-WARM_UPS = 3  # passes before the recording, in which kernels are compiled and libraries take their memory
+WARM_UPS = 3  # passes before the recording, in which libraries take their memory
 
 
 class Exchange(Protocol):
